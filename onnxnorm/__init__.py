@@ -1,0 +1,65 @@
+"""onnxnorm: export, optimize, run and check the normalization layers of trained models in ONNX.
+
+The public names load on first use, so that ``import onnxnorm`` imports neither torch, onnx nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxnorm import nn
+    from onnxnorm.errors import ExportError, ModelError, OnnxnormError, RuntimeUnavailable, UsageError
+    from onnxnorm.export.exporter import export
+    from onnxnorm.parity import check
+    from onnxnorm.passes.pipeline import optimize
+    from onnxnorm.runtime.library import library_path
+    from onnxnorm.runtime.session import InferenceSession, register
+
+_HOMES = {
+    "ExportError": "onnxnorm.errors",
+    "InferenceSession": "onnxnorm.runtime.session",
+    "ModelError": "onnxnorm.errors",
+    "OnnxnormError": "onnxnorm.errors",
+    "RuntimeUnavailable": "onnxnorm.errors",
+    "UsageError": "onnxnorm.errors",
+    "check": "onnxnorm.parity",
+    "export": "onnxnorm.export.exporter",
+    "library_path": "onnxnorm.runtime.library",
+    "optimize": "onnxnorm.passes.pipeline",
+    "register": "onnxnorm.runtime.session",
+}
+_SUBPACKAGES = ("nn",)
+
+__all__ = [
+    "ExportError",
+    "InferenceSession",
+    "ModelError",
+    "OnnxnormError",
+    "RuntimeUnavailable",
+    "UsageError",
+    "check",
+    "export",
+    "library_path",
+    "nn",
+    "optimize",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"onnxnorm.{name}")
+    elif name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("onnxnorm")
+    else:
+        raise AttributeError(f"module 'onnxnorm' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,62 @@
+"""The translation table for ``torch.onnx.export``: PyTorch operators that are onnxnorm ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import opset18
+from onnxscript.values import Opset
+
+import onnxnorm.nn  # noqa: F401  (defines torch.ops.onnxnorm)
+from onnxnorm.norms import all_specs
+from onnxnorm.spec.record import DOMAIN, VERSION
+from onnxnorm.spec.translation import TorchOp, Translator
+
+
+class _Recorder(Translator):
+    """Records nodes through onnxscript's tracing evaluator, which the exporter puts in place."""
+
+    def norm(self, name: str, *inputs: Any, **attributes: Any) -> Any:
+        return getattr(Opset(DOMAIN, VERSION), name)(*inputs, **attributes)
+
+    def parameter(self, value: Any, like: Any, shape: Sequence[int], fill: float) -> Any:
+        if value is not None:
+            return value if value.dtype == like.dtype else opset18.Cast(value, to=int(like.dtype))
+        array = np.full(tuple(shape), fill, like.dtype.numpy())
+        return opset18.Constant(value=ir.tensor(array, dtype=like.dtype))
+
+    def channel_parameter(self, value: Any, like: Any, fill: float) -> Any:
+        if value is not None:
+            return self.parameter(value, like, (), fill)
+        channels = like.shape[1]
+        if isinstance(channels, int):
+            return self.parameter(None, like, [channels], fill)
+        one = opset18.Constant(value=ir.tensor(np.full(1, fill, like.dtype.numpy()), dtype=like.dtype))
+        return opset18.Expand(one, opset18.Shape(like, start=1, end=2))
+
+    def machine_epsilon(self, like: Any) -> float:
+        dtype = torch.float64 if like.dtype == ir.DataType.DOUBLE else torch.float32
+        return float(torch.finfo(dtype).eps)
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """PyTorch operator -> function that writes its onnxnorm node, for ``custom_translation_table``."""
+    table: dict[Callable[..., Any], Callable[..., Any]] = {}
+    for spec in all_specs().values():
+        for operator in spec.torch_ops:
+            namespace, name = operator.name.split("::")
+            table[getattr(getattr(torch.ops, namespace), name).default] = _bound(operator)
+    return table
+
+
+def _bound(operator: TorchOp) -> Callable[..., Any]:
+    recorder = _Recorder()
+
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        return operator.translate(recorder, *args, **kwargs)
+
+    return translate

@@ -1,0 +1,1 @@
+"""Rules that bring one normalization in many spellings to one form."""

@@ -1,0 +1,192 @@
+"""Applies rules to every graph of a model until nothing changes, and keeps account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxnorm.passes.decision import Action, Decision
+from onnxnorm.passes.graph import all_graphs, is_norm, module_name, node_name, op_name
+from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
+from onnxnorm.spec.record import DOMAIN
+
+#: Node metadata: the ids of the rules that made the node, in order.
+RULE_KEY = "onnxnorm.rule"
+#: Returns why a replacement is wrong, or None.
+Verifier = Callable[[Match, Replacement, Context], str | None]
+
+
+class Engine:
+    """Runs stages of rules over a model.
+
+    Args:
+        model: changed in place.
+        verifier: asked before each rewrite is applied, None to trust the rules.
+    """
+
+    def __init__(self, model: ir.Model, verifier: Verifier | None = None) -> None:
+        self.model = model
+        self.verifier = verifier
+        self._decisions: list[Decision] = []
+        self._made_by: dict[ir.Node, int] = {}
+        self._refusals: dict[ir.Node, Decision] = {}
+        self._reverted: set[tuple[str, ir.Node]] = set()
+        self._names = _all_names(model)
+
+    def run(self, rules: Sequence[Rule]) -> None:
+        """Applies one stage's rules, in order at each node, until a sweep over all graphs changes nothing."""
+        table: dict[str, list[Rule]] = {}
+        for rule in rules:
+            for operator in rule.operators:
+                table.setdefault(operator, []).append(rule)
+        changed = bool(table)
+        while changed:
+            changed = False
+            for graph, opset, in_function in list(all_graphs(self.model)):
+                context = Context(graph, opset, in_function, self._names)
+                for node in list(graph):
+                    if node.graph is graph and self._visit(node, table.get(node.op_type, ()), context):
+                        changed = True
+
+    def account(self) -> list[Decision]:
+        """One decision for each normalization: what was done, the last refusal, or that nothing applied."""
+        left: list[Decision] = []
+        for graph, _, _ in all_graphs(self.model):
+            for node in graph:
+                if is_norm(node) and node not in self._made_by:
+                    left.append(self._refusals.get(node) or _kept(node))
+        return [*self._decisions, *left]
+
+    def _visit(self, node: ir.Node, rules: Sequence[Rule], context: Context) -> bool:
+        for rule in rules:
+            if (rule.id, node) in self._reverted:
+                continue
+            match = rule.match(node, context)
+            if match is None:
+                continue
+            try:
+                rule.check(match, context)
+                replacement = rule.rewrite(match, context)
+            except Refusal as refusal:
+                self._refuse(rule, rule.subject(match), Action.REFUSED, refusal.reason, refusal.values)
+                continue
+            problem = self.verifier(match, replacement, context) if self.verifier is not None else None
+            if problem is not None:
+                self._reverted.add((rule.id, node))
+                self._refuse(rule, replacement.subject, Action.REVERTED, problem, {})
+                continue
+            self._apply(rule, match, replacement, context)
+            return True
+        return False
+
+    def _refuse(self, rule: Rule, subject: ir.Node, action: Action, reason: str, values: dict[str, object]) -> None:
+        self._refusals[subject] = Decision(
+            node_name(subject), op_name(subject), action, rule.id, module_name(subject), reason=reason, values=values
+        )
+
+    def _decide(self, rule: Rule, replacement: Replacement) -> None:
+        """Records what was done; a norm that earlier rules made keeps its one entry, which grows."""
+        subject = replacement.subject
+        index = self._made_by.get(subject, len(self._decisions))
+        if index == len(self._decisions):
+            decision = Decision(
+                node_name(subject), op_name(subject), rule.action, rule.id, module_name(subject), replacement.into
+            )
+            self._decisions.append(decision)
+        earlier = self._decisions[index]
+        rules = earlier.rule if earlier.rule == rule.id else f"{earlier.rule}, {rule.id}"
+        self._decisions[index] = replace(
+            earlier,
+            action=rule.action,
+            rule=rules,
+            into=replacement.into,
+            values={**earlier.values, **replacement.values},
+        )
+        self._made_by.update((node, index) for node in replacement.nodes if is_norm(node))
+
+    def _apply(self, rule: Rule, match: Match, replacement: Replacement, context: Context) -> None:
+        self._decide(rule, replacement)
+        for node in replacement.nodes:
+            _describe(node, rule, match, context)
+        nodes = [*_place_constants(replacement.nodes, context), *replacement.nodes]
+        last = _last(replacement.removed, context.graph)
+        ir.convenience.replace_nodes_and_values(
+            context.graph,
+            last,
+            list(replacement.removed),
+            nodes,
+            list(replacement.outputs),
+            list(replacement.outputs.values()),
+        )
+
+
+def _last(nodes: Sequence[ir.Node], graph: ir.Graph) -> ir.Node:
+    """The node that comes last in the graph: everything that the replacement reads is known there."""
+    if len(nodes) == 1:
+        return nodes[0]
+    wanted = set(nodes)
+    for node in reversed(graph):
+        if node in wanted:
+            return node
+    raise ValueError("none of the nodes to replace is in the graph")
+
+
+def _describe(node: ir.Node, rule: Rule, match: Match, context: Context) -> None:
+    """Names the node and its outputs, and hands down the metadata of what it replaces."""
+    history: list[str] = []
+    for old in match.nodes.values():
+        history += [item for item in old.metadata_props.get(RULE_KEY, "").split(",") if item and item not in history]
+        for key, value in old.metadata_props.items():
+            node.metadata_props.setdefault(key, value)
+    node.metadata_props[RULE_KEY] = ",".join([*history, rule.id])
+    if node.name is None:
+        node.name = context.fresh_name(node.op_type)
+    for value in node.outputs:
+        if value.name is None:
+            value.name = context.fresh_name(f"{node.name}_out")
+
+
+def _place_constants(nodes: Sequence[ir.Node], context: Context) -> list[ir.Node]:
+    """Registers new constants as initializers; in a function, which has none, as Constant nodes."""
+    created: dict[ir.Value, ir.Value] = {}
+    extra: list[ir.Node] = []
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or value.producer() is not None or value.graph is not None:
+                continue
+            if not context.in_function:
+                context.graph.initializers[value.name or ""] = value
+                continue
+            if value not in created:
+                constant = ir.node("Constant", [], {"value": value.const_value}, name=f"{value.name}_constant")
+                constant.outputs[0].name = value.name
+                constant.outputs[0].type, constant.outputs[0].shape = value.type, value.shape
+                extra.append(constant)
+                created[value] = constant.outputs[0]
+            node.replace_input_with(index, created[value])
+    return extra
+
+
+def _kept(node: ir.Node) -> Decision:
+    """The decision about a normalization that no rule had a say in."""
+    if node.domain == DOMAIN:
+        reason = "one kernel with the native library, its function body without"
+    else:
+        producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        source = "a graph input" if producer is None else f"{op_name(producer)} {node_name(producer)}"
+        reason = f"no rule takes it; its input is {source}"
+    return Decision(node_name(node), op_name(node), Action.KEPT, module=module_name(node), reason=reason)
+
+
+def _all_names(model: ir.Model) -> set[str]:
+    names: set[str] = set()
+    for graph, _, _ in all_graphs(model):
+        names.update(name for name in graph.initializers if name)
+        names.update(value.name for value in graph.inputs if value.name)
+        for node in graph:
+            names.update(value.name for value in node.outputs if value.name)
+            if node.name:
+                names.add(node.name)
+    return names

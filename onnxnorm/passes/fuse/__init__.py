@@ -1,0 +1,1 @@
+"""Rules that make one onnxnorm op of a normalization and its neighbours."""

@@ -1,0 +1,174 @@
+"""fuse/activation: act(norm(x)) = norm(x) with the attribute activation, for every onnxnorm op that has it.
+
+Recognized by what is computed: Relu; silu as x * Sigmoid(x) or Swish (alpha 1); exact gelu as Gelu (approximate none) or
+x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of the factors.
+
+Refused:
+    1. The norm already has an activation.
+    2. The norm's output has readers besides the activation, or is a graph output.
+    3. The norm stands in another graph than the activation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import ml_dtypes
+import onnx_ir as ir
+
+from onnxnorm.norms import all_specs
+from onnxnorm.passes.decision import Action
+from onnxnorm.passes.graph import attribute, is_op, node_name, scalar_of, sole_consumer
+from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
+from onnxnorm.spec.record import DOMAIN
+
+#: Constants of a decomposed gelu are rounded to the model's type, bfloat16 at the coarsest.
+_TOLERANCE = 2e-3
+
+
+class FuseActivation(Rule):
+    """See the module."""
+
+    id: ClassVar[str] = "fuse/activation"
+    operators: ClassVar[frozenset[str]] = frozenset({"Relu", "Mul", "Swish", "Gelu"})
+    action: ClassVar[Action] = Action.FUSED
+
+    def match(self, node: ir.Node, context: Context) -> Match | None:
+        """An activation whose input is the output of a norm that has the attribute."""
+        found = _activation(node)
+        if found is None:
+            return None
+        name, x, inner = found
+        norm = x.producer()
+        spec = all_specs().get(norm.op_type) if norm is not None and norm.domain == DOMAIN else None
+        if norm is None or spec is None or all(item.name != "activation" for item in spec.attributes):
+            return None
+        if x is not norm.outputs[0]:
+            return None
+        nodes = {"norm": norm, **{f"inner{index}": item for index, item in enumerate(inner)}, "root": node}
+        return Match(nodes, {"activation": name})
+
+    def check(self, match: Match, context: Context) -> None:
+        """Reasons 1 to 3 of the module."""
+        norm = match["norm"]
+        present = attribute(norm, "activation", "none")
+        if present != "none":
+            raise Refusal("the norm already has an activation", activation=present)
+        if norm.graph is not context.graph:
+            raise Refusal("the norm stands in an outer graph")
+        if norm.outputs[0].is_graph_output():
+            raise Refusal("the norm's own result is a graph output", output=norm.outputs[0].name)
+        matched = set(match.nodes.values())
+        for use in norm.outputs[0].uses():
+            if use.node not in matched:
+                raise Refusal("the norm's own result has another reader", reader=node_name(use.node))
+
+    def rewrite(self, match: Match, context: Context) -> Replacement:
+        """The norm with the attribute."""
+        norm, root = match["norm"], match["root"]
+        name: str = match.facts["activation"]
+        attributes = {**norm.attributes, "activation": ir.AttrString("activation", name)}
+        new = ir.node(
+            norm.op_type, list(norm.inputs), attributes, domain=norm.domain, num_outputs=len(norm.outputs), name=norm.name
+        )
+        outputs = {root.outputs[0]: new.outputs[0]}
+        outputs |= dict(zip(norm.outputs[1:], new.outputs[1:], strict=True))
+        removed = list(dict.fromkeys(match.nodes.values()))
+        result = Replacement([new], outputs, removed, norm, into=node_name(norm), values={"activation": name})
+        result.tolerance = max(result.tolerance, self._rounding(match))
+        return result
+
+    def _rounding(self, match: Match) -> float:
+        """What the constants of a decomposed gelu lost to the model's type."""
+        dtype = match["root"].outputs[0].dtype or ir.DataType.FLOAT
+        return 4 * float(ml_dtypes.finfo(dtype.numpy()).eps) if len(match.nodes) > 3 else 0.0
+
+    def subject(self, match: Match) -> ir.Node:
+        """Refusals are about the norm."""
+        return match["norm"]
+
+
+def _activation(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
+    """(name, input, inner nodes) when the node is the last of an activation."""
+    x = node.inputs[0] if node.inputs else None
+    if x is None:
+        return None
+    if is_op(node, "Relu"):
+        return "relu", x, []
+    if is_op(node, "Swish") and attribute(node, "alpha", 1.0) == 1.0:
+        return "silu", x, []
+    if is_op(node, "Gelu") and attribute(node, "approximate", "none") == "none":
+        return "gelu", x, []
+    return (_silu(node) or _gelu(node)) if is_op(node, "Mul") else None
+
+
+def _silu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
+    """x * Sigmoid(x)."""
+    for x, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        gate = other.producer() if other is not None else None
+        if x is not None and gate is not None and is_op(gate, "Sigmoid") and gate.inputs[0] is x:
+            return ("silu", x, [gate]) if sole_consumer(gate.outputs[0]) is node else None
+    return None
+
+
+def _gelu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
+    """x * 0.5 * (1 + erf(x / sqrt(2))), the product in any grouping."""
+    inner: list[ir.Node] = []
+    values: list[ir.Value] = []
+    number = 1.0
+    for factor in _factors(node, inner):
+        scalar = scalar_of(factor)
+        if scalar is None:
+            values.append(factor)
+        else:
+            number *= scalar
+    if len(values) != 2 or not math.isclose(number, 0.5, rel_tol=_TOLERANCE):
+        return None
+    for x, gate in (tuple(values), tuple(reversed(values))):
+        chain = _one_plus_erf(gate, x)
+        if chain is not None:
+            return "gelu", x, [*chain, *reversed(inner)]
+    return None
+
+
+def _factors(node: ir.Node, inner: list[ir.Node]) -> Iterator[ir.Value]:
+    """The factors of a product of private Mul nodes; those nodes, without the root, are added to ``inner``."""
+    for value in node.inputs:
+        if value is None:
+            continue
+        producer = value.producer()
+        private = producer is not None and is_op(producer, "Mul") and sole_consumer(value) is not None
+        if producer is not None and private and len(inner) < 4:
+            inner.append(producer)
+            yield from _factors(producer, inner)
+        else:
+            yield value
+
+
+def _one_plus_erf(gate: ir.Value, x: ir.Value) -> list[ir.Node] | None:
+    """The nodes of 1 + erf(x / sqrt(2)) that make ``gate``."""
+    add = gate.producer()
+    if add is None or not is_op(add, "Add") or sole_consumer(gate) is None:
+        return None
+    for one, value in (tuple(add.inputs), tuple(reversed(add.inputs))):
+        erf = value.producer() if value is not None else None
+        if scalar_of(one) != 1.0 or value is None or erf is None or not is_op(erf, "Erf"):
+            continue
+        scale = erf.inputs[0].producer() if erf.inputs[0] is not None else None
+        if scale is not None and _is_scaled(scale, x) and sole_consumer(value) and sole_consumer(scale.outputs[0]):
+            return [scale, erf, add]
+    return None
+
+
+def _is_scaled(node: ir.Node, x: ir.Value) -> bool:
+    """Whether the node computes x / sqrt(2)."""
+    first, second = node.inputs[0], node.inputs[-1]
+    if is_op(node, "Div") and first is x:
+        number = scalar_of(second)
+        return number is not None and math.isclose(number, math.sqrt(2.0), rel_tol=_TOLERANCE)
+    if is_op(node, "Mul") and (first is x or second is x):
+        number = scalar_of(second if first is x else first)
+        return number is not None and math.isclose(number, math.sqrt(0.5), rel_tol=_TOLERANCE)
+    return False

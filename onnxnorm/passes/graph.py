@@ -1,0 +1,126 @@
+"""Small questions about an onnx_ir graph that several rules ask."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxnorm.spec.record import DOMAIN
+
+STANDARD = ("", "ai.onnx")
+
+#: Operators that normalize, by domain; what ``inspect`` counts and Decisions are about.
+NORM_OPERATORS = frozenset(
+    [
+        *(
+            ("", name)
+            for name in (
+                "BatchNormalization",
+                "GroupNormalization",
+                "InstanceNormalization",
+                "LayerNormalization",
+                "LpNormalization",
+                "MeanVarianceNormalization",
+                "RMSNormalization",
+                "SimplifiedLayerNormalization",
+            )
+        ),
+        *(
+            ("com.microsoft", name)
+            for name in (
+                "GroupNorm",
+                "SkipGroupNorm",
+                "SkipLayerNormalization",
+                "SkipSimplifiedLayerNormalization",
+            )
+        ),
+    ]
+)
+
+
+def is_op(node: ir.Node | None, op_type: str) -> bool:
+    """Whether the node is that operator of the standard domain."""
+    return node is not None and node.op_type == op_type and node.domain in STANDARD
+
+
+def is_norm(node: ir.Node) -> bool:
+    """Whether the node is a normalization in its own right."""
+    domain = "" if node.domain in STANDARD else node.domain
+    return domain == DOMAIN or (domain, node.op_type) in NORM_OPERATORS
+
+
+def op_name(node: ir.Node) -> str:
+    """The operator's name, with its domain unless that is the standard one."""
+    return node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
+
+
+def node_name(node: ir.Node) -> str:
+    """The node's name, or its first output's where it has none."""
+    return node.name or next((value.name for value in node.outputs if value.name), None) or "?"
+
+
+def module_name(node: ir.Node) -> str | None:
+    """The PyTorch module that the node comes from, as PyTorch's exporter notes it ("layer1.0.bn2")."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    except (ValueError, SyntaxError):
+        return None
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 and scopes[-2] else None
+
+
+def all_graphs(model: ir.Model) -> Iterator[tuple[ir.Graph, int | None, bool]]:
+    """(graph, opset of the standard domain, inside a function) for the main graph, functions and all subgraphs."""
+    roots = [(model.graph, model.opset_imports, False)]
+    roots += [(function.graph, function.opset_imports, True) for function in model.functions.values()]
+    for root, imports, in_function in roots:
+        opset = imports.get("", imports.get("ai.onnx"))
+        yield root, opset, in_function
+        for graph in root.subgraphs():
+            yield graph, opset, in_function
+
+
+def tensor_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The value's array when it is a constant that no caller can override, else None."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def is_overridable(value: ir.Value) -> bool:
+    """Whether the value is an initializer that is also a graph input: a caller may pass another one."""
+    return value.is_graph_input() and value.const_value is not None
+
+
+def scalar_of(value: ir.Value | None) -> float | None:
+    """The number when the value is a constant with one element."""
+    array = tensor_of(value)
+    if array is None or array.size != 1 or array.dtype.kind not in "fiuV":
+        return None
+    return float(array.reshape(()).astype(np.float64))
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """The attribute's value, or ``default`` where it is not written. A reference (in a function) gives None."""
+    found = node.attributes.get(name)
+    if found is None:
+        return default
+    return None if found.is_ref() else found.value
+
+
+def rank_of(value: ir.Value) -> int | None:
+    """The value's rank, None where it is not known."""
+    return None if value.shape is None else len(value.shape)
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, None when there are several reads or it is a graph output."""
+    uses = value.uses()
+    if value.is_graph_output() or len(uses) != 1:
+        return None
+    return next(iter(uses)).node

@@ -1,0 +1,55 @@
+"""What the rules that lower onnxnorm ops to standard operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxnorm.norms import all_specs
+from onnxnorm.passes.graph import node_name
+from onnxnorm.passes.rule import Context, Refusal, Replacement
+from onnxnorm.spec.body import MIN_OPSET, BodyBuilder
+from onnxnorm.spec.record import DOMAIN, NormSpec
+
+
+def spec_of(node: ir.Node) -> NormSpec | None:
+    """The norm of an onnxnorm node, None for any other node."""
+    return all_specs().get(node.op_type) if node.domain == DOMAIN else None
+
+
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """The node's attributes as plain values; Refusal for references to a function's attributes."""
+    for item in node.attributes.values():
+        if item.is_ref():
+            raise Refusal("an attribute is a reference to the function's", attribute=item.name)
+    return {name: item.value for name, item in node.attributes.items()}
+
+
+def element_type(node: ir.Node) -> ir.DataType:
+    """X's element type; Refusal when it is not known or the opset is too old for a body."""
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    if dtype is None:
+        raise Refusal("the element type of X is not known")
+    return dtype
+
+
+def builder_for(node: ir.Node, context: Context) -> BodyBuilder:
+    """A builder that emits standard nodes in place of this node."""
+    if context.opset < MIN_OPSET:
+        raise Refusal(f"standard form needs opset {MIN_OPSET} or newer", opset=context.opset)
+    return BodyBuilder(context.opset, [element_type(node)], attributes_of(node))
+
+
+def replacement(
+    node: ir.Node, builder: BodyBuilder, outputs: Sequence[ir.Value], context: Context, into: str
+) -> Replacement:
+    """The builder's nodes in the node's place, under names that are new to the model."""
+    prefix = node_name(node)
+    for new in builder.nodes:
+        new.name = context.fresh_name(f"{prefix}/{new.name}")
+        for value in new.outputs:
+            value.name = context.fresh_name(f"{prefix}/{value.name}")
+    results = dict(zip(node.outputs, outputs, strict=True))
+    return Replacement(builder.nodes, results, [node], node, into=into)

@@ -1,0 +1,135 @@
+"""The order of all rules: the one place for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import onnx
+import onnx_ir as ir
+
+from onnxnorm.errors import UsageError
+from onnxnorm.model_file import load_model, save_model
+from onnxnorm.passes.canonicalize.clean import clean
+from onnxnorm.passes.decision import Decision
+from onnxnorm.passes.engine import Engine
+from onnxnorm.passes.fold.batch_norm_into_conv import FoldBatchNormIntoConv
+from onnxnorm.passes.fold.batch_norm_into_conv_transpose import FoldBatchNormIntoConvTranspose
+from onnxnorm.passes.fold.batch_norm_into_gemm import FoldBatchNormIntoGemm
+from onnxnorm.passes.fold.batch_norm_into_matmul import FoldBatchNormIntoMatMul
+from onnxnorm.passes.fuse.activation import FuseActivation
+from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
+from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
+from onnxnorm.passes.lower.body_to_standard import LowerBodyToStandard
+from onnxnorm.passes.lower.function_bodies import attach_function_bodies
+from onnxnorm.passes.lower.group_norm_to_standard import LowerGroupNormToStandard
+from onnxnorm.passes.lower.rms_norm_to_standard import LowerRMSNormToStandard
+from onnxnorm.passes.rule import Rule
+from onnxnorm.passes.verify import verify_replacement
+from onnxnorm.spec.schema import register_schemas
+
+Target = Literal["onnxnorm", "standard"]
+Provider = Literal["cpu", "cuda"]
+
+FOLD: tuple[type[Rule], ...] = (
+    FoldBatchNormIntoConv,
+    FoldBatchNormIntoConvTranspose,
+    FoldBatchNormIntoGemm,
+    FoldBatchNormIntoMatMul,
+)
+FUSE: tuple[type[Rule], ...] = (FuseGroupNormalization, FuseRMSNormalization, FuseActivation)
+#: The single standard operators first, primitive operators for the rest.
+LOWER_TO_STANDARD: tuple[type[Rule], ...] = (LowerGroupNormToStandard, LowerRMSNormToStandard, LowerBodyToStandard)
+
+#: What runs after canonicalization for each target, stage by stage.
+STAGES: dict[str, tuple[tuple[type[Rule], ...], ...]] = {
+    "onnxnorm": (FOLD, FUSE),
+    "standard": (FOLD, LOWER_TO_STANDARD),
+}
+
+
+def rule_ids() -> list[str]:
+    """The ids of all rules, for ``disable``."""
+    ordered = (rule.id for stages in STAGES.values() for stage in stages for rule in stage)
+    return list(dict.fromkeys(ordered))
+
+
+@dataclass(frozen=True)
+class Result:
+    """An optimized or exported model.
+
+    Attributes:
+        model: the model.
+        decisions: one per norm-related node: what was done to it and by which rule, or why not.
+        state: training graphs: name of each state input -> the output that carries its next value.
+    """
+
+    model: ir.Model
+    decisions: tuple[Decision, ...]
+    state: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str], external_data: str | None = None) -> None:
+        """Writes the model; nothing is left behind when that fails. See ``onnxnorm.model_file.save_model``."""
+        save_model(self.model, path, external_data)
+
+    def explain(self) -> str:
+        """The decisions, one line each."""
+        return "\n".join(map(str, self.decisions)) or "no normalization in the model"
+
+
+def optimize(
+    model: str | os.PathLike[str] | ir.Model | onnx.ModelProto | Any,
+    *,
+    target: Target = "onnxnorm",
+    provider: Provider = "cpu",
+    disable: Iterable[str] = (),
+    verify: bool = False,
+) -> Result:
+    """Folds and fuses the normalizations of an ONNX model.
+
+    Args:
+        model: a path, an ``onnx_ir.Model`` or an ``onnx.ModelProto``; not changed.
+        target: "onnxnorm" (custom ops that carry function bodies) or "standard" (ai.onnx operators only).
+        provider: what lowering is tuned for, "cpu" or "cuda"; the file runs on every provider all the same.
+        disable: ids of rules to leave out, see ``rule_ids()``.
+        verify: run each rewrite's before and after in float64 on sampled inputs, and take back what differs.
+
+    Raises:
+        UsageError: an unknown target, provider or rule id.
+        ModelError: the model cannot be used; the message names the file, the node and what would be right.
+    """
+    check_options(target, provider, disable)
+    register_schemas()
+    return run_pipeline(load_model(model), target=target, disable=disable, verify=verify)
+
+
+def check_options(target: str, provider: str, disable: Iterable[str]) -> None:
+    """UsageError for an unknown target, provider or rule id."""
+    if target not in STAGES:
+        raise UsageError(f"target is {target!r}; it must be one of {', '.join(map(repr, STAGES))}")
+    if provider not in get_args(Provider):
+        raise UsageError(f"provider is {provider!r}; it must be one of {', '.join(map(repr, get_args(Provider)))}")
+    if isinstance(disable, str):
+        raise UsageError(f"disable is the string {disable!r}; it must be a list of rule ids")
+    unknown = [name for name in disable if name not in rule_ids()]
+    if unknown:
+        raise UsageError(f"there is no rule {unknown[0]!r} to disable; there are {', '.join(rule_ids())}")
+
+
+def run_pipeline(model: ir.Model, *, target: str, disable: Iterable[str] = (), verify: bool = False) -> Result:
+    """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``."""
+    left_out = frozenset(disable)
+    clean(model)
+    engine = Engine(model, verify_replacement if verify else None)
+    for stage in STAGES[target]:
+        engine.run(_instances(stage, left_out))
+    decisions = engine.account()
+    clean(model)
+    attach_function_bodies(model)
+    return Result(model, tuple(decisions))
+
+
+def _instances(stage: Sequence[type[Rule]], left_out: frozenset[str]) -> list[Rule]:
+    return [rule() for rule in stage if rule.id not in left_out]

@@ -1,0 +1,174 @@
+"""What a rewrite rule is.
+
+A rule looks at one node (``match``), judges whether the rewrite is legal (``check``), and describes the result
+(``rewrite``) without touching the graph: the engine applies it, or has it verified first. A rule that must not fire
+raises Refusal with the reason and the values that caused it, which becomes a Decision.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxnorm.passes.decision import Action
+from onnxnorm.passes.graph import is_overridable, node_name, op_name, tensor_of
+
+
+class Refusal(Exception):
+    """The rule's answer that it must not fire here; ``values`` are what decided."""
+
+    def __init__(self, reason: str, **values: Any) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.values = values
+
+
+@dataclass
+class Match:
+    """What a rule found: the nodes that it would replace (in graph order), by role, and facts that it needs again."""
+
+    nodes: dict[str, ir.Node]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, role: str) -> ir.Node:
+        return self.nodes[role]
+
+
+@dataclass
+class Replacement:
+    """What a rule wants instead.
+
+    Attributes:
+        nodes: new nodes in order.
+        outputs: each old value that lives on, with the new value in its place.
+        removed: nodes to take away.
+        subject: the normalization that this is about, for the Decision.
+        into: name of the node that it became part of.
+        values: numbers worth telling.
+        tolerance: by how much of the output's scale both sides may differ when they are verified in float64.
+    """
+
+    nodes: Sequence[ir.Node]
+    outputs: Mapping[ir.Value, ir.Value]
+    removed: Sequence[ir.Node]
+    subject: ir.Node
+    into: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    tolerance: float = 1e-9
+
+
+class Context:
+    """The graph around a node: its opset, fresh names, new constants. Nothing here changes the graph."""
+
+    def __init__(self, graph: ir.Graph, opset: int | None, in_function: bool, names: set[str]) -> None:
+        self.graph = graph
+        self.opset = opset or 0
+        self.in_function = in_function
+        self._names = names
+
+    def fresh_name(self, wish: str) -> str:
+        """A name that no value or node of the model has, as near to ``wish`` as possible."""
+        name, count = wish, 0
+        while name in self._names:
+            count += 1
+            name = f"{wish}_{count}"
+        self._names.add(name)
+        return name
+
+    def constant(self, wish: str, exact: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
+        """A new constant: ``exact`` (float64) rounded once to ``dtype``; Refusal when it overflows the type."""
+        name = self.fresh_name(wish)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(exact.shape))
+        value.const_value = ir.tensor(rounded(exact, dtype), name=name, dtype=dtype)
+        value.meta["exact"] = exact
+        return value
+
+
+class Rule(abc.ABC):
+    """One rewrite. ``id`` is what logs, ``--disable``, node metadata and test ids use.
+
+    Attributes:
+        id: "<stage>/<name-with-dashes>", the path of the rule's file in ``onnxnorm/passes``.
+        operators: operator types at which ``match`` is asked.
+        action: what a Decision calls a successful rewrite.
+    """
+
+    id: ClassVar[str]
+    operators: ClassVar[frozenset[str]]
+    action: ClassVar[Action]
+
+    @abc.abstractmethod
+    def match(self, node: ir.Node, context: Context) -> Match | None:
+        """What would be replaced, or None when the structure is not this rule's."""
+
+    @abc.abstractmethod
+    def check(self, match: Match, context: Context) -> None:
+        """Raises Refusal when the rewrite would be wrong."""
+
+    @abc.abstractmethod
+    def rewrite(self, match: Match, context: Context) -> Replacement:
+        """The replacement; may raise Refusal when the numbers do not allow it."""
+
+    def subject(self, match: Match) -> ir.Node:
+        """The normalization that a refusal is about: the last matched node unless a rule says otherwise."""
+        return list(match.nodes.values())[-1]
+
+
+def rounded(exact: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDArray[Any]:
+    """``exact`` in ``dtype``; Refusal when a value is not finite or overflows the type."""
+    exact = np.asarray(exact, np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        result = exact.astype(dtype.numpy())
+    if not np.isfinite(result.astype(np.float64)).all():
+        largest = float(np.abs(exact).max(initial=0.0))
+        if not np.isfinite(largest):
+            raise Refusal("a folded value would not be finite", value=largest)
+        raise Refusal(f"a folded value would overflow {dtype.name.lower()}", value=f"{largest:.6g}")
+    return result
+
+
+def check_underflow(weight: npt.NDArray[Any], dtype: ir.DataType, axis: int) -> None:
+    """Refusal when rounding a weight to ``dtype`` loses more than the type's precision in a channel.
+
+    A weight meets inputs of any size, so each channel along ``axis`` must keep the type's epsilon relative to its
+    largest weight. A bias needs no such check: what it loses is below the spacing of the output's own type.
+    """
+    info = ml_dtypes.finfo(dtype.numpy())
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    with np.errstate(over="ignore", under="ignore"):
+        lost = np.abs(weight.astype(dtype.numpy()).astype(np.float64) - weight).max(axis=others, initial=0.0)
+    largest = np.abs(weight).max(axis=others, initial=0.0)
+    wrong = lost > float(info.eps) * largest
+    if wrong.any():
+        channel = int(np.argmax(wrong))
+        raise Refusal(
+            f"a folded weight would underflow {dtype.name.lower()}",
+            channel=channel,
+            largest=f"{largest[channel]:.6g}",
+            smallest_normal=f"{float(info.smallest_normal):.3g}",
+        )
+
+
+def constant_array(value: ir.Value | None, role: str) -> npt.NDArray[Any]:
+    """The value's array.
+
+    Raises:
+        Refusal: it is missing, a caller may override it, or it is computed at run time.
+    """
+    if value is None:
+        raise Refusal(f"its {role} is missing")
+    if is_overridable(value):
+        raise Refusal(f"its {role} is a graph input that a caller may override", input=value.name)
+    array = tensor_of(value)
+    if array is None:
+        producer = value.producer()
+        what = f"computed by {op_name(producer)} {node_name(producer)}" if producer is not None else "a graph input"
+        raise Refusal(f"its {role} is not constant: it is {what}", input=value.name)
+    return array

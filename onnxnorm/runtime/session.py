@@ -1,0 +1,130 @@
+"""Sessions of ONNX Runtime with onnxnorm's native library in them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxnorm.errors import ModelError, RuntimeUnavailable, UsageError
+from onnxnorm.runtime.environment import onnxruntime_module
+from onnxnorm.runtime.library import has_library, library_path, op_table
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+_ort = onnxruntime_module()
+
+#: Which library each session options object has: ONNX Runtime takes a custom domain once per session.
+_registered: weakref.WeakKeyDictionary[Any, Path] = weakref.WeakKeyDictionary()
+
+
+def register(session_options: Any, provider: str = "cpu") -> None:
+    """Registers the native library with ONNX Runtime session options; a second call changes nothing.
+
+    Args:
+        session_options: ``onnxruntime.SessionOptions``.
+        provider: "cpu", or "cuda" for the library that holds the kernels of both.
+
+    Raises:
+        RuntimeUnavailable: there is no library, it is not onnxnorm's, or ONNX Runtime is too old for it.
+        UsageError: the options already have the library of another provider.
+    """
+    path = library_path(provider)
+    already = _registered.get(session_options)
+    if already == path:
+        return
+    if already is not None:
+        raise UsageError(
+            f"these session options already have {already}; make new onnxruntime.SessionOptions for {path}, since a "
+            "session takes the domain 'onnxnorm' once"
+        )
+    op_table(path)
+    try:
+        session_options.register_custom_ops_library(str(path))
+    except Exception as error:
+        raise RuntimeUnavailable(f"{path} cannot be registered with ONNX Runtime: {_one_line(error)}") from None
+    _registered[session_options] = path
+
+
+class InferenceSession(_ort.InferenceSession):  # type: ignore[misc]
+    """``onnxruntime.InferenceSession`` with the native library registered.
+
+    Takes onnxruntime's own arguments; the model may also be an ``onnx_ir.Model``, an ``onnx.ModelProto`` or a Path.
+
+    Args:
+        path_or_bytes: a path, serialized bytes, or a model object.
+        sess_options, providers, provider_options: as in onnxruntime.
+        library: None uses the native library when this installation has it, True insists on it, False leaves it out,
+            so that onnxnorm's ops run through their function bodies.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model for a reason that lies in onnxnorm's ops.
+        RuntimeUnavailable: ``library=True`` and there is none, or it does not fit.
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | bytes | os.PathLike[str] | ir.Model | onnx.ModelProto,
+        sess_options: Any = None,
+        providers: Sequence[Any] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+        *,
+        library: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = _ort.SessionOptions() if sess_options is None else sess_options
+        names = [item if isinstance(item, str) else item[0] for item in providers or ()]
+        kind = "cuda" if "CUDAExecutionProvider" in names and has_library("cuda") else "cpu"
+        if library or (library is None and has_library(kind)):
+            register(options, kind)
+        with tempfile.TemporaryDirectory(prefix="onnxnorm-") as folder:
+            model = _for_onnxruntime(path_or_bytes, Path(folder))
+            try:
+                super().__init__(model, options, providers, provider_options, **kwargs)
+            except Exception as error:
+                raise _explained(error, path_or_bytes, library) or error from None
+
+
+def _for_onnxruntime(model: Any, folder: Path) -> str | bytes:
+    """A path or bytes; a model object too large for protobuf's 2 GB goes through a temporary file."""
+    if isinstance(model, str | bytes):
+        return model
+    if isinstance(model, os.PathLike):
+        return os.fspath(model)
+    from onnxnorm.model_file import save_model, serialized, too_large
+
+    if hasattr(model, "SerializeToString"):
+        serialized_proto: bytes = model.SerializeToString()
+        return serialized_proto
+    if too_large(model):
+        path = folder / "model.onnx"
+        save_model(model, path)
+        return str(path)
+    return serialized(model)
+
+
+def _explained(error: Exception, model: Any, library: bool | None) -> Exception | None:
+    """A clear error for what users meet with onnxnorm's ops; None when ONNX Runtime's own says it."""
+    text = _one_line(error)
+    source = os.fspath(model) if isinstance(model, str | os.PathLike) else "the model"
+    if "Domain already set in registry" in text:
+        return UsageError(
+            "these session options already hold the domain 'onnxnorm' through register_custom_ops_library(); use "
+            "onnxnorm.register(options) in its place, or onnxruntime.InferenceSession as it is"
+        )
+    if "is not a registered function/op" in text and "onnxnorm:" in text:
+        how = "library=False leaves the native library out" if library is False else "it is older than the model"
+        return ModelError(
+            f"{source}: {text}. The node has no function body in the file and no kernel in the native library ({how}); "
+            "run 'onnxnorm optimize' on the file to attach the bodies"
+        )
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

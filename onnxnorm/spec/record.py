@@ -1,0 +1,233 @@
+"""What one normalization is: the record from which everything else is derived.
+
+A file of ``onnxnorm/norms`` holds one normalization: its float64 NumPy reference, its ONNX operator (inputs, attributes,
+checks), its function body in standard ONNX operators, how PyTorch's operator maps to it, samples, bad samples and its
+citation. The ``onnx.defs`` schema, the export translation, the FunctionProto, the parity tests, the benchmark rows and
+the README's table are derived from that record; nothing is registered by hand anywhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from onnxnorm.spec.body import BodyBuilder, BodyValue
+    from onnxnorm.spec.translation import TorchOp
+
+DOMAIN = "onnxnorm"
+VERSION = 1
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+AttributeValue: TypeAlias = int | float | str | Sequence[int]
+Attributes: TypeAlias = Mapping[str, Any]
+#: A shape as shape inference knows it; None is an unknown dimension.
+PartialShape: TypeAlias = Sequence[int | None]
+
+#: The element types that every op of the domain takes, in the native library's own spelling.
+FLOAT_DTYPES = ("float32", "float16", "float64", "bfloat16")
+
+
+class NormValueError(ValueError):
+    """An attribute or a shape that the normalization does not allow; the message says what would be right."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of the op: its name, and its shape in words (``C`` is the channel count)."""
+
+    name: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class AttributeSpec:
+    """One attribute of the op. Every attribute is written on every node, so there are no defaults."""
+
+    name: str
+    kind: Literal["int", "float", "string", "ints"]
+    doc: str
+    choices: tuple[AttributeValue, ...] = ()
+    check: Callable[[Any], str | None] | None = None
+
+    def validate(self, value: Any) -> None:
+        """Raises NormValueError when ``value`` is not one that this attribute allows."""
+        if self.choices and value not in self.choices:
+            allowed = ", ".join(repr(choice) for choice in self.choices)
+            raise NormValueError(f"attribute {self.name} is {value!r}; it must be one of {allowed}")
+        problem = self.check(value) if self.check is not None else None
+        if problem is not None:
+            raise NormValueError(f"attribute {self.name} is {value!r}; {problem}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs (float64, cast to each dtype by the tests) and attributes on which the op must equal its reference."""
+
+    label: str
+    inputs: tuple[FloatArray, ...]
+    attributes: Attributes
+
+
+@dataclass(frozen=True)
+class ErrorSample:
+    """Inputs and attributes that must be refused with a message that matches ``message`` (a regular expression)."""
+
+    label: str
+    inputs: tuple[FloatArray, ...]
+    attributes: Attributes
+    message: str
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """One normalization as an ONNX operator of the domain ``onnxnorm``.
+
+    Attributes:
+        name: operator name, as in the design's table.
+        summary: one line that says what it computes.
+        citation: the paper, or the operator it follows.
+        inputs: inputs in order; all are required and have X's element type.
+        attributes: attributes; all are written on every node.
+        reference: the truth, in float64 NumPy: ``reference(inputs, attributes) -> (Y,)``.
+        body: emits the same in standard ONNX operators.
+        check_shapes: raises NormValueError for shapes (with None for what is unknown) that do not fit.
+        torch_ops: the PyTorch operators that mean this op, with their translation.
+        samples, error_samples: what tests, parity and benchmark draw from.
+        outputs: names of the outputs; the first has X's type and shape.
+    """
+
+    name: str
+    summary: str
+    citation: str
+    inputs: tuple[InputSpec, ...]
+    attributes: tuple[AttributeSpec, ...]
+    reference: Callable[[Sequence[FloatArray], Attributes], tuple[FloatArray, ...]]
+    body: Callable[[BodyBuilder, Sequence[BodyValue]], Sequence[BodyValue]]
+    check_shapes: Callable[[Sequence[PartialShape | None], Attributes], None]
+    torch_ops: tuple[TorchOp, ...]
+    samples: Callable[[], Iterable[Sample]]
+    error_samples: Callable[[], Iterable[ErrorSample]]
+    outputs: tuple[str, ...] = ("Y",)
+    dtypes: tuple[str, ...] = FLOAT_DTYPES
+
+    def attribute(self, name: str) -> AttributeSpec:
+        """The attribute of that name; KeyError if the op has none."""
+        for attribute in self.attributes:
+            if attribute.name == name:
+                return attribute
+        raise KeyError(f"{self.name} has no attribute {name!r}")
+
+    def validate(self, shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
+        """Raises NormValueError unless attributes are complete and legal and the known part of the shapes fits."""
+        names = [attribute.name for attribute in self.attributes]
+        missing = [name for name in names if name not in attributes]
+        if missing:
+            raise NormValueError(f"attribute {missing[0]} is missing; {self.name} needs {', '.join(names)}")
+        for attribute in self.attributes:
+            attribute.validate(attributes[attribute.name])
+        if len(shapes) != len(self.inputs):
+            wanted = ", ".join(item.name for item in self.inputs)
+            raise NormValueError(f"{len(shapes)} inputs; {self.name} needs {len(self.inputs)}: {wanted}")
+        self.check_shapes(shapes, attributes)
+
+
+# --- attributes and checks that several norms share ---------------------------------------------------------------
+
+ACTIVATIONS = ("none", "relu", "silu", "gelu")
+
+ACTIVATION = AttributeSpec(
+    "activation",
+    "string",
+    "applied to the result: none, relu, silu (x * sigmoid(x)) or gelu (the exact erf form)",
+    choices=ACTIVATIONS,
+)
+EPSILON = AttributeSpec(
+    "epsilon",
+    "float",
+    "added to the variance under the square root; in float64 it is read as the nearest decimal of 7 digits",
+    check=lambda value: None if math.isfinite(value) and value >= 0 else "it must be finite and at least 0",
+)
+CHANNELS_LAST = AttributeSpec(
+    "channels_last", "int", "0: X is (N, C, *); 1: X is (N, *, C)", choices=(0, 1)
+)
+
+
+def channel_axis(attributes: Attributes) -> int:
+    """The axis of X that holds the channels: 1, or -1 with ``channels_last``."""
+    return -1 if attributes.get("channels_last", 0) else 1
+
+
+def check_channels(
+    inputs: Sequence[InputSpec], shapes: Sequence[PartialShape | None], attributes: Attributes
+) -> int | None:
+    """Checks X's rank and that every input whose shape reads ``C`` has X's channel count.
+
+    Returns the channel count, None when shape inference does not know it.
+    """
+    known = shapes[0]
+    channels: int | None = None
+    if known is not None:
+        if len(known) < 2:
+            layout = "(N, *, C)" if attributes.get("channels_last", 0) else "(N, C, *)"
+            raise NormValueError(f"X has rank {len(known)}; it must have at least 2 axes, {layout}")
+        channels = known[channel_axis(attributes)]
+    for item, shape in zip(inputs[1:], shapes[1:], strict=True):
+        if shape is None:
+            continue
+        wanted: int | None = channels if item.shape == "C" else int(item.shape)
+        if len(shape) != 1 or (wanted is not None and shape[0] is not None and shape[0] != wanted):
+            of_x = f", the channel count of X {_text(known)}" if item.shape == "C" and known is not None else ""
+            raise NormValueError(
+                f"{item.name} has shape {_text(shape)}; it must be [{item.shape if wanted is None else wanted}]{of_x}"
+            )
+        if item.shape == "C" and channels is None:
+            channels = shape[0]
+    return channels
+
+
+def _text(shape: PartialShape | None) -> str:
+    if shape is None:
+        return "[?]"
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+
+
+def activate(y: FloatArray, activation: str) -> FloatArray:
+    """The activation in float64 NumPy, with PyTorch's results for NaN and infinities."""
+    if activation == "none":
+        return y
+    if activation == "relu":
+        return np.where(y < 0, 0.0, y)
+    with np.errstate(all="ignore"):
+        if activation == "silu":
+            return np.asarray(y / (1.0 + np.exp(-y)))
+        if activation == "gelu":
+            erf = np.vectorize(math.erf, otypes=[np.float64])
+            return np.asarray(0.5 * y * (1.0 + erf(y / math.sqrt(2.0)))) if y.size else y
+    raise NormValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+
+
+def channels_first(x: FloatArray, attributes: Attributes) -> FloatArray:
+    """X as (N, C, S), S the number of positions, whatever its layout."""
+    x = np.moveaxis(x, channel_axis(attributes), 1)
+    return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+
+
+def restore_layout(y: FloatArray, x: FloatArray, attributes: Attributes) -> FloatArray:
+    """Undoes channels_first: (N, C, S) back to the layout and shape of ``x``."""
+    axis = channel_axis(attributes)
+    moved = np.moveaxis(x, axis, 1).shape
+    return np.ascontiguousarray(np.moveaxis(y.reshape(moved), 1, axis))
+
+
+def mean_of(x: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
+    """Mean over the axis, kept as size 1; NaN over nothing, without NumPy's warning."""
+    axes = (axis,) if isinstance(axis, int) else axis
+    count = math.prod(x.shape[each] for each in axes)
+    with np.errstate(all="ignore"):
+        return np.asarray(x.sum(axis=axes, keepdims=True) / np.float64(count))

@@ -1,0 +1,40 @@
+"""How a PyTorch operator becomes an onnxnorm node: the small vocabulary in which a norm's file says it.
+
+The class is abstract so that a norm's file needs neither torch nor onnxscript; the exporter supplies the one
+implementation (``onnxnorm.export.translation``).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class Translator(abc.ABC):
+    """What a translation may do. Values are opaque: they come from PyTorch's operator and go into ``norm``."""
+
+    @abc.abstractmethod
+    def norm(self, name: str, *inputs: Any, **attributes: Any) -> Any:
+        """Adds the onnxnorm node ``name`` and returns its first output."""
+
+    @abc.abstractmethod
+    def parameter(self, value: Any, like: Any, shape: Sequence[int], fill: float) -> Any:
+        """``value`` in the element type of ``like``, or a constant of that shape filled with ``fill`` when None."""
+
+    @abc.abstractmethod
+    def channel_parameter(self, value: Any, like: Any, fill: float) -> Any:
+        """As ``parameter``, with the shape [C] of axis 1 of ``like``."""
+
+    @abc.abstractmethod
+    def machine_epsilon(self, like: Any) -> float:
+        """Machine epsilon of the type that PyTorch computes in for ``like``: float32's for half types."""
+
+
+@dataclass(frozen=True)
+class TorchOp:
+    """A PyTorch operator (``namespace::name``, default overload) and the function that translates its arguments."""
+
+    name: str
+    translate: Callable[..., Any]
