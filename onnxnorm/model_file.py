@@ -27,6 +27,7 @@ def load_model(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto | Any
     Raises:
         ModelError: no such file, not ONNX, external data outside the model's folder or missing, a cycle, an operator
             that the standard does not have at the model's opset.
+
     """
     if isinstance(source, ir.Model):
         model, name = source.clone(), "the model"
@@ -110,12 +111,14 @@ def _check_operators(model: ir.Model, name: str) -> None:
             if node.domain not in _STANDARD:
                 if node.domain not in model.opset_imports:
                     raise ModelError(
-                        f"{name}: node {node.name!r} is {node.domain}.{node.op_type}, but the model imports no opset of "
-                        f"{node.domain!r}"
+                        f"{name}: node {node.name!r} is {node.domain}.{node.op_type}, but the model imports no opset "
+                        f"of {node.domain!r}"
                     )
                 continue
             if opset is None:
-                raise ModelError(f"{name}: node {node.name!r} is {node.op_type}, but the model imports no ai.onnx opset")
+                raise ModelError(
+                    f"{name}: node {node.name!r} is {node.op_type}, but the model imports no ai.onnx opset"
+                )
             if not onnx.defs.has(node.op_type, opset, ""):
                 known = onnx.defs.has(node.op_type)
                 why = f"opset {opset} has no such operator" if known else "ONNX has no such operator"
@@ -160,6 +163,7 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str
 
     Raises:
         ModelError: the folder does not exist, or ``external_data`` is more than a file name.
+
     """
     path = Path(path)
     if not path.parent.is_dir():

@@ -35,8 +35,8 @@ def _settings(config_settings: Settings) -> dict[str, Any]:
         return settings
     if os.environ.get(REQUIRE_VARIABLE, "0") not in ("", "0"):
         raise SystemExit(
-            f"onnxnorm: no C++ compiler found (looked for $CXX, {', '.join(_COMPILERS)}), and {REQUIRE_VARIABLE} is set; "
-            "install one that knows C++17, such as g++ or clang++"
+            f"onnxnorm: no C++ compiler found (looked for $CXX, {', '.join(_COMPILERS)}), and {REQUIRE_VARIABLE} is "
+            "set; install one that knows C++17, such as g++ or clang++"
         )
     print("onnxnorm: no C++ compiler found; building without the native library", file=sys.stderr)
     return {**settings, "wheel.cmake": "false", "wheel.platlib": "false"}

@@ -21,7 +21,6 @@ from onnxnorm.passes.pipeline import Provider, Result, Target, check_options, ru
 from onnxnorm.runtime.environment import newest_opset
 from onnxnorm.spec.schema import register_schemas
 
-
 #: Model metadata: what the graph inputs were at export, so that a check can make inputs of the same kind.
 INPUTS_KEY = "onnxnorm.inputs"
 
@@ -60,6 +59,7 @@ def export(
     Raises:
         UsageError: an argument that is not allowed; the message says what is.
         ExportError: PyTorch cannot export the module.
+
     """
     _check_arguments(module, mode, opset)
     check_options(target, provider, disable)

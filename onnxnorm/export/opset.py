@@ -19,6 +19,7 @@ def export_at(run: Callable[[int | None], ir.Model], opset: int | None) -> ir.Mo
 
     Raises:
         ExportError: an operator of the model changed its meaning in between.
+
     """
     for version in (opset,) if opset is None else range(opset, OLDEST_OPSET - 1, -1):
         model = run(version)

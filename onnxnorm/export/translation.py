@@ -26,8 +26,7 @@ class _Recorder(Translator):
     def parameter(self, value: Any, like: Any, shape: Sequence[int], fill: float) -> Any:
         if value is not None:
             return value if value.dtype == like.dtype else opset18.Cast(value, to=int(like.dtype))
-        array = np.full(tuple(shape), fill, like.dtype.numpy())
-        return opset18.Constant(value=ir.tensor(array, dtype=like.dtype))
+        return _full(shape, fill, like.dtype)
 
     def channel_parameter(self, value: Any, like: Any, fill: float) -> Any:
         if value is not None:
@@ -35,12 +34,17 @@ class _Recorder(Translator):
         channels = like.shape[1]
         if isinstance(channels, int):
             return self.parameter(None, like, [channels], fill)
-        one = opset18.Constant(value=ir.tensor(np.full(1, fill, like.dtype.numpy()), dtype=like.dtype))
-        return opset18.Expand(one, opset18.Shape(like, start=1, end=2))
+        return opset18.Expand(_full([1], fill, like.dtype), opset18.Shape(like, start=1, end=2))
 
     def machine_epsilon(self, like: Any) -> float:
         dtype = torch.float64 if like.dtype == ir.DataType.DOUBLE else torch.float32
         return float(torch.finfo(dtype).eps)
+
+
+def _full(shape: Sequence[int], fill: float, dtype: ir.DataType) -> Any:
+    """A constant. The exporter's recorder takes onnx_ir tensors, where onnxscript's signature says TensorProto."""
+    value: Any = ir.tensor(np.full(tuple(shape), fill, dtype.numpy()), dtype=dtype)
+    return opset18.Constant(value=value)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -10,15 +10,15 @@ from collections.abc import Callable
 
 import torch
 
-_LIBRARY = torch.library.Library("onnxnorm", "DEF")
+_LIBRARY = torch.library.Library("onnxnorm", "DEF")  # type: ignore[no-untyped-call]
 
 
 def composite(signature: str) -> Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]:
     """Defines ``onnxnorm::<signature>`` with the decorated function as its implementation on every device."""
 
     def define(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        name = _LIBRARY.define(signature)
-        _LIBRARY.impl(name.split("::")[-1], function, "CompositeImplicitAutograd")
+        name: str = _LIBRARY.define(signature)  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name.rpartition("::")[2], function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
         return function
 
     return define

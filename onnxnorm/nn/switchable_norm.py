@@ -70,6 +70,7 @@ def switchable_norm(
         weight, bias, running_mean, running_var: (C,).
         mean_weight, var_weight: (3,), after the softmax, in the order instance, layer, batch.
         eps: added to the variance.
+
     """
     return _blend(input, weight, bias, mean_weight, var_weight, (running_mean, running_var), eps)
 
@@ -207,6 +208,7 @@ class SwitchableNorm1d(_SwitchableNorm):
         using_in: blend in the instance statistics.
         using_bn: blend in the batch (running) statistics.
         last_gamma: start with weight 0, for the last norm of a residual branch.
+
     """
 
     ranks = (2, 3)

@@ -93,9 +93,7 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     before, after = b.positions(shape, channels)
     split = b.op("Concat", b.slice(shape, 0, 1), before, channels, after, axis=0)
     per_channel = b.op("Concat", b.ints(1, 1), channels, b.ints(1), axis=0)
-    scale, bias, running_mean, running_var = (
-        b.reshape(b.widen(inputs[index]), per_channel) for index in (1, 2, 5, 6)
-    )
+    scale, bias, running_mean, running_var = (b.reshape(b.widen(inputs[index]), per_channel) for index in (1, 2, 5, 6))
     mean_weight, var_weight = (_weights(b, inputs[index]) for index in (3, 4))
     rank_2 = b.op("Equal", b.op("Shape", shape), b.ints(2))
 

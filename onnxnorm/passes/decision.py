@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-class Action(str, enum.Enum):
+class Action(enum.StrEnum):
     """What happened to a node."""
 
     FOLDED = "folded"
@@ -32,6 +32,7 @@ class Decision:
         into: name of the node that it became part of.
         reason: why it was refused, kept or taken back.
         values: the values that decided, by name.
+
     """
 
     node: str

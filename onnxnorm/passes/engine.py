@@ -24,6 +24,7 @@ class Engine:
     Args:
         model: changed in place.
         verifier: asked before each rewrite is applied, None to trust the rules.
+
     """
 
     def __init__(self, model: ir.Model, verifier: Verifier | None = None) -> None:
@@ -52,11 +53,12 @@ class Engine:
 
     def account(self) -> list[Decision]:
         """One decision for each normalization: what was done, the last refusal, or that nothing applied."""
-        left: list[Decision] = []
-        for graph, _, _ in all_graphs(self.model):
-            for node in graph:
-                if is_norm(node) and node not in self._made_by:
-                    left.append(self._refusals.get(node) or _kept(node))
+        left = [
+            self._refusals.get(node) or _kept(node)
+            for graph, _, _ in all_graphs(self.model)
+            for node in graph
+            if is_norm(node) and node not in self._made_by
+        ]
         return [*self._decisions, *left]
 
     def _visit(self, node: ir.Node, rules: Sequence[Rule], context: Context) -> bool:
@@ -111,10 +113,9 @@ class Engine:
         for node in replacement.nodes:
             _describe(node, rule, match, context)
         nodes = [*_place_constants(replacement.nodes, context), *replacement.nodes]
-        last = _last(replacement.removed, context.graph)
         ir.convenience.replace_nodes_and_values(
             context.graph,
-            last,
+            replacement.removed[-1],
             list(replacement.removed),
             nodes,
             list(replacement.outputs),
@@ -122,24 +123,13 @@ class Engine:
         )
 
 
-def _last(nodes: Sequence[ir.Node], graph: ir.Graph) -> ir.Node:
-    """The node that comes last in the graph: everything that the replacement reads is known there."""
-    if len(nodes) == 1:
-        return nodes[0]
-    wanted = set(nodes)
-    for node in reversed(graph):
-        if node in wanted:
-            return node
-    raise ValueError("none of the nodes to replace is in the graph")
-
-
 def _describe(node: ir.Node, rule: Rule, match: Match, context: Context) -> None:
     """Names the node and its outputs, and hands down the metadata of what it replaces."""
     history: list[str] = []
     for old in match.nodes.values():
         history += [item for item in old.metadata_props.get(RULE_KEY, "").split(",") if item and item not in history]
-        for key, value in old.metadata_props.items():
-            node.metadata_props.setdefault(key, value)
+        for key, text in old.metadata_props.items():
+            node.metadata_props.setdefault(key, text)
     node.metadata_props[RULE_KEY] = ",".join([*history, rule.id])
     if node.name is None:
         node.name = context.fresh_name(node.op_type)
@@ -183,10 +173,10 @@ def _kept(node: ir.Node) -> Decision:
 def _all_names(model: ir.Model) -> set[str]:
     names: set[str] = set()
     for graph, _, _ in all_graphs(model):
-        names.update(name for name in graph.initializers if name)
+        names.update(graph.initializers)
         names.update(value.name for value in graph.inputs if value.name)
         for node in graph:
-            names.update(value.name for value in node.outputs if value.name)
+            names.update(output.name for output in node.outputs if output.name)
             if node.name:
                 names.add(node.name)
     return names

@@ -64,6 +64,7 @@ class Result:
         model: the model.
         decisions: one per norm-related node: what was done to it and by which rule, or why not.
         state: training graphs: name of each state input -> the output that carries its next value.
+
     """
 
     model: ir.Model
@@ -99,6 +100,7 @@ def optimize(
     Raises:
         UsageError: an unknown target, provider or rule id.
         ModelError: the model cannot be used; the message names the file, the node and what would be right.
+
     """
     check_options(target, provider, disable)
     register_schemas()

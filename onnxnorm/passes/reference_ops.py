@@ -12,12 +12,14 @@ from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
 from onnxnorm.spec.record import activate
 
 
-class ConvTranspose(OpRun):  # type: ignore[misc]
+class ConvTranspose(_ConvTranspose):
     """ConvTranspose with groups: the evaluator's own cuts the weight along the wrong axis, so each group runs alone."""
 
     op_domain = ""
 
-    def _run(self, x: Any, w: Any, b: Any = None, *, group: int | None = None, **attributes: Any) -> tuple[Any]:
+    def _run(  # type: ignore[override]
+        self, x: Any, w: Any, b: Any = None, *, group: int | None = None, **attributes: Any
+    ) -> tuple[Any]:
         groups = group or 1
         per_group = w.shape[1]
         parts = []
@@ -25,16 +27,19 @@ class ConvTranspose(OpRun):  # type: ignore[misc]
             zip(np.split(x, groups, axis=1), np.split(w, groups, axis=0), strict=True)
         ):
             bias = None if b is None else b[index * per_group : (index + 1) * per_group]
-            parts.append(_ConvTranspose._run(self, x_part, w_part, bias, group=1, **attributes)[0])
+            result = super()._run(x_part, w_part, bias, group=1, **attributes)  # type: ignore[no-untyped-call]
+            parts.append(result[0])
         return (np.concatenate(parts, axis=1),)
 
 
-class Gelu(OpRun):  # type: ignore[misc]
+class Gelu(OpRun):
     """The exact form in float64: the evaluator's own takes sqrt(2) in float32."""
 
     op_domain = ""
 
-    def _run(self, x: Any, approximate: str | None = None) -> tuple[Any]:
+    def _run(  # type: ignore[override]
+        self, x: Any, approximate: str | None = None
+    ) -> tuple[Any]:
         if approximate == "tanh":
             return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
         return (activate(x, "gelu"),)

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import is_overridable, node_name, op_name, tensor_of
+from onnxnorm.runtime.arrays import float_info
 
 
 class Refusal(Exception):
@@ -48,11 +48,13 @@ class Replacement:
     Attributes:
         nodes: new nodes in order.
         outputs: each old value that lives on, with the new value in its place.
-        removed: nodes to take away.
+        removed: nodes to take away; the new nodes take the place of the last one, behind which all that they read is
+            known.
         subject: the normalization that this is about, for the Decision.
         into: name of the node that it became part of.
         values: numbers worth telling.
         tolerance: by how much of the output's scale both sides may differ when they are verified in float64.
+
     """
 
     nodes: Sequence[ir.Node]
@@ -98,6 +100,7 @@ class Rule(abc.ABC):
         id: "<stage>/<name-with-dashes>", the path of the rule's file in ``onnxnorm/passes``.
         operators: operator types at which ``match`` is asked.
         action: what a Decision calls a successful rewrite.
+
     """
 
     id: ClassVar[str]
@@ -140,7 +143,7 @@ def check_underflow(weight: npt.NDArray[Any], dtype: ir.DataType, axis: int) -> 
     A weight meets inputs of any size, so each channel along ``axis`` must keep the type's epsilon relative to its
     largest weight. A bias needs no such check: what it loses is below the spacing of the output's own type.
     """
-    info = ml_dtypes.finfo(dtype.numpy())
+    info = float_info(dtype.numpy())
     others = tuple(index for index in range(weight.ndim) if index != axis)
     with np.errstate(over="ignore", under="ignore"):
         lost = np.abs(weight.astype(dtype.numpy()).astype(np.float64) - weight).max(axis=others, initial=0.0)
@@ -161,6 +164,7 @@ def constant_array(value: ir.Value | None, role: str) -> npt.NDArray[Any]:
 
     Raises:
         Refusal: it is missing, a caller may override it, or it is computed at run time.
+
     """
     if value is None:
         raise Refusal(f"its {role} is missing")

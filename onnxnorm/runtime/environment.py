@@ -18,6 +18,7 @@ def onnxruntime_module() -> ModuleType:
 
     Raises:
         RuntimeUnavailable: it is not installed, broken, or older than 1.20; the message says what to install.
+
     """
     try:
         import onnxruntime
@@ -33,7 +34,8 @@ def onnxruntime_module() -> ModuleType:
             f"onnxruntime {onnxruntime.__version__} is too old: onnxnorm needs {oldest} or newer "
             f"(pip install 'onnxruntime>={oldest}')"
         )
-    return onnxruntime
+    module: ModuleType = onnxruntime
+    return module
 
 
 def version_of(text: str) -> tuple[int, int]:

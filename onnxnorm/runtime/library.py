@@ -26,6 +26,7 @@ def library_path(provider: str = "cpu") -> Path:
     Raises:
         UsageError: ``provider`` is not "cpu" or "cuda".
         RuntimeUnavailable: there is no such library in this installation.
+
     """
     if provider not in _FILE_NAMES:
         raise UsageError(f"provider is {provider!r}; it must be one of {', '.join(map(repr, _FILE_NAMES))}")
@@ -87,6 +88,7 @@ def op_table(path: Path) -> dict[str, Any]:
 
     Raises:
         RuntimeUnavailable: the file is no shared library, or not onnxnorm's.
+
     """
     try:
         library = ctypes.CDLL(str(path))

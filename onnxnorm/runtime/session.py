@@ -33,6 +33,7 @@ def register(session_options: Any, provider: str = "cpu") -> None:
     Raises:
         RuntimeUnavailable: there is no library, it is not onnxnorm's, or ONNX Runtime is too old for it.
         UsageError: the options already have the library of another provider.
+
     """
     path = library_path(provider)
     already = _registered.get(session_options)
@@ -51,7 +52,10 @@ def register(session_options: Any, provider: str = "cpu") -> None:
     _registered[session_options] = path
 
 
-class InferenceSession(_ort.InferenceSession):  # type: ignore[misc]
+_Base: Any = _ort.InferenceSession
+
+
+class InferenceSession(_Base):  # type: ignore[misc]
     """``onnxruntime.InferenceSession`` with the native library registered.
 
     Takes onnxruntime's own arguments; the model may also be an ``onnx_ir.Model``, an ``onnx.ModelProto`` or a Path.
@@ -65,6 +69,7 @@ class InferenceSession(_ort.InferenceSession):  # type: ignore[misc]
     Raises:
         ModelError: ONNX Runtime cannot load the model for a reason that lies in onnxnorm's ops.
         RuntimeUnavailable: ``library=True`` and there is none, or it does not fit.
+
     """
 
     def __init__(
@@ -95,16 +100,17 @@ def _for_onnxruntime(model: Any, folder: Path) -> str | bytes:
     if isinstance(model, str | bytes):
         return model
     if isinstance(model, os.PathLike):
-        return os.fspath(model)
+        path: str = os.fspath(model)
+        return path
     from onnxnorm.model_file import save_model, serialized, too_large
 
     if hasattr(model, "SerializeToString"):
         serialized_proto: bytes = model.SerializeToString()
         return serialized_proto
     if too_large(model):
-        path = folder / "model.onnx"
-        save_model(model, path)
-        return str(path)
+        large = folder / "model.onnx"
+        save_model(model, large)
+        return str(large)
     return serialized(model)
 
 

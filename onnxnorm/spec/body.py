@@ -38,6 +38,7 @@ class BodyBuilder:
         opset: version of the standard domain that the nodes are written for, at least 15.
         elements: element types of X that the body will meet (one when it is emitted in place of one node).
         attributes: the node's attributes (inline mode), or None (function mode).
+
     """
 
     def __init__(self, opset: int, elements: Sequence[ir.DataType], attributes: Attributes | None = None) -> None:
@@ -178,8 +179,10 @@ class BodyBuilder:
         if self.attributes is not None and x.shape is not None and parameter.shape is not None:
             positions = sorted(int(axis) % len(x.shape) for axis in self.attributes["axes"])
             sizes = dict(zip(positions, parameter.shape, strict=True))
-            if all(isinstance(size, int) for size in sizes.values()):
-                return self.ints(*(int(sizes.get(axis, 1)) for axis in range(len(x.shape))))
+            spread = [sizes.get(axis, 1) for axis in range(len(x.shape))]
+            known = [size for size in spread if isinstance(size, int)]
+            if len(known) == len(spread):
+                return self.ints(*known)
         ones = self.op("Expand", self.ints(1), self.op("Shape", self.op("Shape", x)))
         return self.op("ScatterElements", ones, axes, self.op("Shape", parameter), axis=0)
 
@@ -203,7 +206,7 @@ class BodyBuilder:
         return x
 
     def centre(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
-        """x - mean(x), twice: the second time takes away what rounding of a large mean left."""
+        """X - mean(x), twice: the second time takes away what rounding of a large mean left."""
         x = self.op("Sub", x, self.mean(x, axes))
         return self.op("Sub", x, self.mean(x, axes))
 

@@ -1,8 +1,9 @@
 """The normal distribution function in float64 from primitive operators: ONNX Runtime CPU has no float64 Erf.
 
-Phi(x) = erfc(-x / sqrt(2)) / 2, with erfc(z) = t * exp(p(2t - 1) - z^2) for z >= 0 and t = 2 / (2 + z) (the substitution
-of Press et al., Numerical Recipes, section 6.2). p is the degree-24 Chebyshev expansion of log(erfc(z) exp(z^2) / t)
-on t in (0, 1], computed with 60 digits and turned into powers; x * Phi(x) is within 9e-16 of the truth on [-7, 7].
+Phi(x) = erfc(-x / sqrt(2)) / 2, with erfc(z) = t * exp(p(2t - 1) - z^2) for z >= 0 and t = 2 / (2 + z) (the
+substitution of Press et al., Numerical Recipes, section 6.2). p is the degree-24 Chebyshev expansion of
+log(erfc(z) exp(z^2) / t) on t in (0, 1], computed with 60 digits and turned into powers; x * Phi(x) is within 9e-16 of
+the truth on [-7, 7].
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What one normalization is: the record from which everything else is derived.
 
-A file of ``onnxnorm/norms`` holds one normalization: its float64 NumPy reference, its ONNX operator (inputs, attributes,
-checks), its function body in standard ONNX operators, how PyTorch's operator maps to it, samples, bad samples and its
-citation. The ``onnx.defs`` schema, the export translation, the FunctionProto, the parity tests, the benchmark rows and
-the README's table are derived from that record; nothing is registered by hand anywhere else.
+A file of ``onnxnorm/norms`` holds one normalization: its float64 NumPy reference, its ONNX operator (inputs,
+attributes, checks), its function body in standard ONNX operators, how PyTorch's operator maps to it, samples, bad
+samples and its citation. The ``onnx.defs`` schema, the export translation, the FunctionProto, the parity tests, the
+benchmark rows and the README's table are derived from that record; nothing is registered by hand anywhere else.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class NormSpec:
         torch_ops: the PyTorch operators that mean this op, with their translation.
         samples, error_samples: what tests, parity and benchmark draw from.
         outputs: names of the outputs; the first has X's type and shape.
+
     """
 
     name: str
@@ -153,9 +154,7 @@ EPSILON = AttributeSpec(
     "added to the variance under the square root; in float64 it is read as the nearest decimal of 7 digits",
     check=lambda value: None if math.isfinite(value) and value >= 0 else "it must be finite and at least 0",
 )
-CHANNELS_LAST = AttributeSpec(
-    "channels_last", "int", "0: X is (N, C, *); 1: X is (N, *, C)", choices=(0, 1)
-)
+CHANNELS_LAST = AttributeSpec("channels_last", "int", "0: X is (N, C, *); 1: X is (N, *, C)", choices=(0, 1))
 
 
 def channel_axis(attributes: Attributes) -> int:

@@ -19,7 +19,8 @@ _KINDS = {"int": "INT", "float": "FLOAT", "string": "STRING", "ints": "INTS"}
 @functools.cache
 def register_schemas() -> None:
     """Registers every norm once. A schema without an inference function would hide the function body's, so each has
-    one; it also refuses shapes and attributes that do not fit, with the norm's own words."""
+    one; it also refuses shapes and attributes that do not fit, with the norm's own words.
+    """
     for spec in all_specs().values():
         onnx.defs.register_schema(schema_of(spec))
 

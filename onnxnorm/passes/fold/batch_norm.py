@@ -1,8 +1,8 @@
 """What every fold of BatchNormalization shares: its affine map, and the fold into the layer that feeds it.
 
-In inference BatchNormalization is y = a[c] * x + b[c] with a = gamma / sqrt(var + epsilon), b = beta - a * mean. A layer
-that is linear in its weights takes a into them and a, b into its bias. All of it is computed in float64 and rounded
-once to the layer's type.
+In inference BatchNormalization is y = a[c] * x + b[c] with a = gamma / sqrt(var + epsilon), b = beta - a * mean. A
+layer that is linear in its weights takes a into them and a, b into its bias. All of it is computed in float64 and
+rounded once to the layer's type.
 
 Refused, for every layer:
     1. training_mode is 1, or an output besides Y is used: it computes statistics of its own.
@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import attribute, is_op, node_name, op_name, sole_consumer
-from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array, check_underflow
+from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, check_underflow, constant_array
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -1,7 +1,7 @@
 """fold/batch-norm-into-conv: BatchNormalization(Conv(x, W, B)) = Conv(x, a * W, a * B + b).
 
-W is (out channels, in channels / group, *kernel): a runs along axis 0 whatever the group. Padding does not matter, since
-the map is applied to the output.
+W is (out channels, in channels / group, *kernel): a runs along axis 0 whatever the group. Padding does not matter,
+since the map is applied to the output.
 
 Refused: the reasons of ``onnxnorm.passes.fold.batch_norm``.
 """

@@ -1,8 +1,8 @@
 """fold/batch-norm-into-conv-transpose: BatchNormalization(ConvTranspose(x, W, B)) = ConvTranspose(x, W', a * B + b).
 
 W is (in channels, out channels / group, *kernel). Input channel i belongs to group i // (in / group), and its column j
-feeds output channel (group index) * (out / group) + j: W'[i, j] = a[that channel] * W[i, j]. Overlapping kernels add up,
-which a scale of the output leaves linear.
+feeds output channel (group index) * (out / group) + j: W'[i, j] = a[that channel] * W[i, j]. Overlapping kernels add
+up, which a scale of the output leaves linear.
 
 Refused: the reasons of ``onnxnorm.passes.fold.batch_norm``, and a group that does not divide the input channels.
 """

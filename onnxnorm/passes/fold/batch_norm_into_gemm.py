@@ -31,7 +31,7 @@ class FoldBatchNormIntoGemm(FoldBatchNormIntoLayer):
         return weight * along(axis, scale, 2), axis
 
     def bias(self, layer: ir.Node, channels: int, context: Context) -> FloatArray:
-        """beta * C, which may be (channels,), (1, channels), (N, channels), (N, 1) or a scalar."""
+        """Beta * C, which may be (channels,), (1, channels), (N, channels), (N, 1) or a scalar."""
         if len(layer.inputs) < 3 or layer.inputs[2] is None:
             return np.zeros(channels)
         beta = attribute(layer, "beta", 1.0)
@@ -40,5 +40,5 @@ class FoldBatchNormIntoGemm(FoldBatchNormIntoLayer):
         return constant_array(layer.inputs[2], "Gemm's C").astype(np.float64) * float(np.float32(beta))
 
     def attributes(self, layer: ir.Node) -> dict[str, ir.Attr]:
-        """beta is in the new C."""
+        """Beta is in the new C."""
         return {**layer.attributes, "beta": ir.AttrFloat32("beta", 1.0)}

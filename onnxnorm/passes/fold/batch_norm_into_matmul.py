@@ -31,8 +31,8 @@ from onnxnorm.passes.rule import (
     Refusal,
     Replacement,
     Rule,
-    constant_array,
     check_underflow,
+    constant_array,
 )
 
 
@@ -89,13 +89,9 @@ class FoldBatchNormIntoMatMul(Rule):
         product = ir.node("MatMul", inputs, name=matmul.name)
         product.outputs[0].type, product.outputs[0].shape = matmul.outputs[0].type, matmul.outputs[0].shape
         name = add.name if add is not None and add.name else context.fresh_name(f"{node_name(matmul)}_bias")
-        total = ir.node(
-            "Add", [product.outputs[0], context.constant(f"{name}_folded", bias, dtype)], name=name
-        )
+        total = ir.node("Add", [product.outputs[0], context.constant(f"{name}_folded", bias, dtype)], name=name)
         removed = [matmul, *([add] if add is not None else []), norm]
-        return Replacement(
-            [product, total], {norm.outputs[0]: total.outputs[0]}, removed, norm, into=node_name(matmul)
-        )
+        return Replacement([product, total], {norm.outputs[0]: total.outputs[0]}, removed, norm, into=node_name(matmul))
 
 
 def _constant_side(matmul: ir.Node) -> int:

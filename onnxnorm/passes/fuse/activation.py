@@ -1,7 +1,7 @@
 """fuse/activation: act(norm(x)) = norm(x) with the attribute activation, for every onnxnorm op that has it.
 
-Recognized by what is computed: Relu; silu as x * Sigmoid(x) or Swish (alpha 1); exact gelu as Gelu (approximate none) or
-x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of the factors.
+Recognized by what is computed: Relu; silu as x * Sigmoid(x) or Swish (alpha 1); exact gelu as Gelu (approximate none)
+or x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of the factors.
 
 Refused:
     1. The norm already has an activation.
@@ -15,13 +15,13 @@ import math
 from collections.abc import Iterator
 from typing import ClassVar
 
-import ml_dtypes
 import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import attribute, is_op, node_name, scalar_of, sole_consumer
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
+from onnxnorm.runtime.arrays import float_info
 from onnxnorm.spec.record import DOMAIN
 
 #: Constants of a decomposed gelu are rounded to the model's type, bfloat16 at the coarsest.
@@ -71,7 +71,12 @@ class FuseActivation(Rule):
         name: str = match.facts["activation"]
         attributes = {**norm.attributes, "activation": ir.AttrString("activation", name)}
         new = ir.node(
-            norm.op_type, list(norm.inputs), attributes, domain=norm.domain, num_outputs=len(norm.outputs), name=norm.name
+            norm.op_type,
+            list(norm.inputs),
+            attributes,
+            domain=norm.domain,
+            num_outputs=len(norm.outputs),
+            name=norm.name,
         )
         outputs = {root.outputs[0]: new.outputs[0]}
         outputs |= dict(zip(norm.outputs[1:], new.outputs[1:], strict=True))
@@ -83,7 +88,7 @@ class FuseActivation(Rule):
     def _rounding(self, match: Match) -> float:
         """What the constants of a decomposed gelu lost to the model's type."""
         dtype = match["root"].outputs[0].dtype or ir.DataType.FLOAT
-        return 4 * float(ml_dtypes.finfo(dtype.numpy()).eps) if len(match.nodes) > 3 else 0.0
+        return 4 * float(float_info(dtype.numpy()).eps) if len(match.nodes) > 3 else 0.0
 
     def subject(self, match: Match) -> ir.Node:
         """Refusals are about the norm."""
@@ -105,7 +110,7 @@ def _activation(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
 
 
 def _silu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
-    """x * Sigmoid(x)."""
+    """X * Sigmoid(x)."""
     for x, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
         gate = other.producer() if other is not None else None
         if x is not None and gate is not None and is_op(gate, "Sigmoid") and gate.inputs[0] is x:
@@ -114,7 +119,7 @@ def _silu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
 
 
 def _gelu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
-    """x * 0.5 * (1 + erf(x / sqrt(2))), the product in any grouping."""
+    """X * 0.5 * (1 + erf(x / sqrt(2))), the product in any grouping."""
     inner: list[ir.Node] = []
     values: list[ir.Value] = []
     number = 1.0

@@ -20,6 +20,7 @@ def attach_function_bodies(model: ir.Model) -> None:
     Raises:
         ModelError: an onnxnorm op that this version does not know, attributes or shapes that do not fit, or an opset
             older than 15.
+
     """
     for key in [key for key in model.functions if key[0] == DOMAIN]:
         del model.functions[key]

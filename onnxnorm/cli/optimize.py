@@ -1,0 +1,50 @@
+"""onnxnorm optimize: fold and fuse the normalizations of an ONNX file.
+
+Example: onnxnorm optimize model.onnx -o fast.onnx --explain
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from onnxnorm.cli._common import add_rewrite_arguments, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Input, output and what the rewrite may do."""
+    parser.add_argument("model", help="the .onnx file to read")
+    parser.add_argument("-o", "--output", required=True, help="the .onnx file to write")
+    add_rewrite_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Optimizes and writes."""
+    from onnxnorm.passes.pipeline import Result, optimize
+
+    result: Result = optimize(
+        arguments.model,
+        target=arguments.target,
+        provider=arguments.provider,
+        disable=arguments.disable,
+        verify=arguments.verify,
+    )
+    result.save(arguments.output, arguments.external_data)
+    report(result, arguments)
+    return 0
+
+
+def report(result: object, arguments: argparse.Namespace) -> None:
+    """Prints what was done."""
+    from onnxnorm.passes.pipeline import Result
+
+    assert isinstance(result, Result)
+    if arguments.json:
+        print_json({"output": arguments.output, "decisions": [item.to_json() for item in result.decisions]})
+        return
+    if arguments.explain:
+        print(result.explain())
+    counts: dict[str, int] = {}
+    for item in result.decisions:
+        counts[item.action.value] = counts.get(item.action.value, 0) + 1
+    summary = ", ".join(f"{count} {action}" for action, count in counts.items()) or "no normalization found"
+    print(f"{arguments.output}: {summary}")

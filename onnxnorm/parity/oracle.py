@@ -1,0 +1,244 @@
+"""The truth of a module: its float64 run, and what PyTorch itself makes of it at the deployed dtype.
+
+Every run has its own deep copy in eval mode on the CPU, under no_grad, with the random state put back afterwards: the
+caller's module, its flags, buffers, dtype and device, is only ever read.
+
+Where a part of the model cannot run in float64 (a custom operator with float32 kernels only, code that reads bits or
+insists on a dtype), that submodule, and every other of its class, runs in float32 inside the float64 run, and the truth
+carries a note.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from onnxnorm.errors import UsageError
+from onnxnorm.parity.copying import SINGLE, as_deployed, as_double, as_single, copy_module, deployed_dtype
+from onnxnorm.parity.double import float64_everywhere
+from onnxnorm.parity.trees import NamedArray, map_tensors, output_arrays
+
+#: Ratio of the machine epsilons of float64 and float32: what a float32 run's error shrinks to in float64, to first
+#: order, since rounding errors are proportional to epsilon.
+DOUBLE_OVER_SINGLE = 2.0**-29
+
+
+class ModuleFailure(UsageError):
+    """PyTorch itself cannot run the module on these inputs."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The float64 outputs.
+
+    Attributes:
+        outputs: float64 for every floating output; integers and booleans as they are.
+        precision: "float64", "mixed" when submodules ran in float32, "float32" when all of it did.
+        notes: what a reader of the report must know.
+
+    """
+
+    outputs: tuple[NamedArray, ...]
+    precision: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OwnError:
+    """A second run: its distance from the truth, times ``weight``, estimates the rounding error of the truth itself."""
+
+    outputs: tuple[NamedArray, ...]
+    weight: float
+
+
+@dataclass
+class Oracle:
+    """Runs of one module. ``seed`` fixes what the module draws in its forward, if it does."""
+
+    module: torch.nn.Module
+    seed: int = 0
+    #: Classes whose instances run in float32 -> why. Learnt in the first run that needs it.
+    narrow: dict[type, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.module = getattr(self.module, "_orig_mod", self.module)  # torch.compile's wrapper
+
+    def deployed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[NamedArray, ...]:
+        """The module as it is, on the CPU in eval mode.
+
+        Raises:
+            ModuleFailure: PyTorch cannot run it.
+
+        """
+        duplicate = copy_module(self.module, as_deployed)
+        try:
+            return self._outputs(duplicate, *_converted((args, kwargs), as_deployed))[0]
+        except Exception as error:
+            raise ModuleFailure(
+                f"PyTorch cannot run {type(self.module).__name__} on these inputs on the CPU: {one_line(error)}"
+            ) from error
+
+    def truth(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Truth:
+        """The float64 run, parts in float32 where float64 does not work. ``deployed`` must have worked before."""
+        while True:
+            duplicate = copy_module(self.module, as_double)
+            try:
+                return self._float64(duplicate, args, kwargs)
+            except Exception as error:
+                culprit = self._culprit(args, kwargs)
+                if culprit in self.narrow:  # its float32 form fails too: the next larger part takes over
+                    culprit = type(self.module)
+                if culprit in self.narrow:
+                    raise ModuleFailure(
+                        f"{type(self.module).__name__} runs neither in float64 nor in float32: {one_line(error)}"
+                    ) from error
+                self.narrow[culprit] = one_line(error)
+
+    def own_error(self, truth: Truth, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OwnError | None:
+        """How wrong the truth may be, for the cases in which PyTorch's run cannot tell: it rounds as the truth does.
+
+        A module deployed in float64: a float32 run, whose error scales with epsilon. A truth with float32 parts: a run
+        of a float32 module whose inputs and weights were moved by one rounding each. None when the truth is far better
+        than what is measured, and when the extra run fails.
+        """
+        dtype = deployed_dtype(self.module, _tensors((args, kwargs)))
+        try:
+            if truth.precision != "float64" and dtype == torch.float32:
+                nudge = _nudge(self.seed)
+                duplicate = copy_module(self.module, lambda tensor: nudge(as_deployed(tensor)))
+                inputs = _converted((args, kwargs), lambda tensor: nudge(as_deployed(tensor)))
+                return OwnError(self._outputs(duplicate, *inputs)[0], 1.0)
+            if truth.precision == "float64" and dtype == torch.float64:
+                duplicate = copy_module(self.module, as_single)
+                inputs = _converted((args, kwargs), as_single)
+                return OwnError(self._outputs(duplicate, *inputs)[0], DOUBLE_OVER_SINGLE)
+        except Exception:  # an estimate only: without it the floor of the dtype judges alone
+            return None
+        return None
+
+    def _float64(self, duplicate: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Truth:
+        deployed = deployed_dtype(self.module, _tensors((args, kwargs)))
+        args, kwargs = _converted((args, kwargs), as_double)
+        with float64_everywhere(deployed) as stepped_out:
+            narrowed = self._narrow_parts(duplicate, stepped_out)
+            outputs, notes = self._outputs(duplicate, args, kwargs)
+        notes.extend(
+            f"truth computed in float32{_where(names)}: {self.narrow[kind]}" for kind, names in narrowed.items()
+        )
+        precision = "float32" if any("" in names for names in narrowed.values()) else "mixed" if narrowed else "float64"
+        return Truth(outputs, precision, tuple(notes))
+
+    def _narrow_parts(
+        self,
+        duplicate: torch.nn.Module,
+        stepped_out: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> dict[type, list[str]]:
+        """Makes the parts that cannot run in float64 run in float32; returns their names by class."""
+        found: dict[type, list[str]] = {}
+        inside: list[str] = []
+        for name, part in list(duplicate.named_modules()):
+            if type(part) not in self.narrow or any(name.startswith(outer) for outer in inside):
+                continue
+            original = self.module.get_submodule(name)
+            with stepped_out():  # or the copy would become float64 as well
+                single = copy_module(original, as_single)
+            part.forward = _in_float32(single, stepped_out)
+            found.setdefault(type(part), []).append(name)
+            inside.append(f"{name}." if name else "")
+        return found
+
+    def _culprit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> type:
+        """The class of the innermost submodule whose forward raises in float64."""
+        duplicate = copy_module(self.module, as_double)
+        running: list[torch.nn.Module] = []
+
+        def leave(part: torch.nn.Module, *_: Any) -> None:
+            while running and running.pop() is not part:  # errors that the model caught itself leave entries behind
+                pass
+
+        for part in duplicate.modules():
+            part.register_forward_pre_hook(lambda part, _: running.append(part), prepend=True)
+            part.register_forward_hook(leave)
+        with contextlib.suppress(Exception):
+            self._float64(duplicate, args, kwargs)
+        return type(running[-1]) if running else type(self.module)
+
+    def _outputs(
+        self, duplicate: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[NamedArray, ...], list[str]]:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _eager(duplicate):
+            torch.manual_seed(self.seed)
+            arrays, notes = output_arrays(duplicate(*args, **kwargs))
+        return tuple(arrays), notes
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters, its type in front."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+@contextlib.contextmanager
+def _eager(module: torch.nn.Module) -> Iterator[None]:
+    """Submodules that ``module.compile()`` compiled run as written: compiled code does not see the float64 modes."""
+    compiled = [part for part in module.modules() if getattr(part, "_compiled_call_impl", None) is not None]
+    wrapped = any(hasattr(part, "_orig_mod") for part in module.modules())
+    if not compiled and not wrapped:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _in_float32(
+    part: torch.nn.Module, stepped_out: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with stepped_out():
+            args, kwargs = _converted((args, kwargs), as_single)
+            return map_tensors(as_double, part(*args, **kwargs))
+
+    return forward
+
+
+def _converted(
+    inputs: tuple[tuple[Any, ...], dict[str, Any]], convert: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    converted: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(convert, inputs)
+    return converted
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, tree)
+    return found
+
+
+def _nudge(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Moves every element of a floating tensor by one epsilon of its type, up or down at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype not in SINGLE or tensor.is_complex():
+            return tensor
+        sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8).to(torch.float64) * 2 - 1
+        epsilon = max(torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps)
+        return (tensor.to(torch.float64) * (1 + sign * epsilon)).to(tensor.dtype)
+
+    return moved
+
+
+def _where(names: list[str]) -> str:
+    if "" in names:
+        return ""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f" in {shown}"

@@ -1,0 +1,411 @@
+// The statistics core that every norm shares: moments and sums of squares, of contiguous runs and
+// of columns.
+//
+// Included by the level_*.cc files only, once for each SIMD level.
+//
+// Moments come from one pass over shifted data: s1 = sum(x - k), s2 = sum((x - k)^2) with k near
+// the mean, block by block. If k turns out to be more than about one spread away from a block's
+// mean, the block, still in the first-level cache, is read again with a better k: cancellation
+// never costs more than a bit. Lanes run in float for a few dozen additions, then flow into double;
+// blocks are merged in double (Chan, Golub and LeVeque 1979). Blocks whose squares leave the range
+// of float are done in double.
+#pragma once
+
+#include "simd/kernels.h"
+
+namespace onnxnorm::simd::ONNXNORM_LEVEL {
+namespace {
+
+constexpr int kUnroll = 4;
+/// Elements of a block: two reads of it must fit the first-level cache.
+constexpr int64_t kBlock = 4096;
+/// Rows of a block of columns.
+constexpr int64_t kBlockRows = 256;
+/// Columns whose sums of squares are gathered together.
+constexpr int64_t kPanel = 512;
+/// Additions in a float lane before it flows into double.
+constexpr int64_t kLaneAdditions = 32;
+/// Below this mean square, squares of floats may have lost bits to underflow.
+constexpr double kTinySquare = 1e-30;
+
+inline bool IsFinite(double value) { return value - value == 0; }
+
+/// Whether a shift that leaves the sums s1 and s2 was near enough to the mean of n elements.
+inline bool ShiftIsNear(double s1, double s2, double n) { return s1 * s1 <= 0.5 * n * s2; }
+
+/// Whether a sum of squares over n elements, gathered in floats, can be trusted.
+inline bool InRange(double s2, double n, bool tiny) {
+  return IsFinite(s2) && !(tiny && s2 < kTinySquare * n);
+}
+
+/// Sums in double of lanes that are gathered in V.
+template <typename V>
+class WideSum {
+ public:
+  WideSum() {
+    for (D& part : parts_) part = Set<D>(0);
+  }
+  void Add(const V& v) {
+    if constexpr (kParts == 1) {
+      parts_[0] = parts_[0] + v;
+    } else {
+      D wide[kParts];
+      Widen(v, wide);
+      for (int i = 0; i < kParts; ++i) parts_[i] = parts_[i] + wide[i];
+    }
+  }
+  /// The lanes, in order.
+  void Lanes(double* out) const {
+    for (int i = 0; i < kParts; ++i) Store(out + i * D::kWidth, parts_[i]);
+  }
+  double Total() const {
+    D sum = parts_[0];
+    for (int i = 1; i < kParts; ++i) sum = sum + parts_[i];
+    double lane[D::kWidth];
+    Store(lane, sum);
+    for (int step = D::kWidth / 2; step > 0; step /= 2) {
+      for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+    }
+    return lane[0];
+  }
+
+ private:
+  static constexpr int kParts = V::kWidth / D::kWidth;
+  D parts_[kParts];
+};
+
+/// s1 = sum(x - k), s2 = sum((x - k)^2).
+struct ShiftedSums {
+  double s1;
+  double s2;
+};
+
+template <typename V>
+inline V TreeSum(const V* v) {
+  return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+template <typename V, typename T>
+ShiftedSums SumShifted(const T* x, int64_t n, typename V::Element shift) {
+  constexpr int W = V::kWidth;
+  const V k = Set<V>(shift);
+  WideSum<V> wide1, wide2;
+  int64_t i = 0;
+  while (n - i >= kUnroll * W) {
+    const int64_t steps = (n - i) / (kUnroll * W);
+    const int64_t end = i + (steps < kLaneAdditions ? steps : kLaneAdditions) * (kUnroll * W);
+    V s1[kUnroll], s2[kUnroll];
+    for (int u = 0; u < kUnroll; ++u) s1[u] = s2[u] = Set<V>(0);
+    for (; i < end; i += kUnroll * W) {
+      for (int u = 0; u < kUnroll; ++u) {
+        const V d = Memory<V>::Load(x + i + u * W) - k;
+        s1[u] = s1[u] + d;
+        s2[u] = Fma(d, d, s2[u]);
+      }
+    }
+    wide1.Add(TreeSum(s1));
+    wide2.Add(TreeSum(s2));
+  }
+  V s1 = Set<V>(0), s2 = Set<V>(0);
+  for (; n - i >= W; i += W) {
+    const V d = Memory<V>::Load(x + i) - k;
+    s1 = s1 + d;
+    s2 = Fma(d, d, s2);
+  }
+  if (i < n) {
+    const V d = FirstLanes(LoadPart<V>(x + i, n - i) - k, n - i);
+    s1 = s1 + d;
+    s2 = Fma(d, d, s2);
+  }
+  wide1.Add(s1);
+  wide2.Add(s2);
+  return {wide1.Total(), wide2.Total()};
+}
+
+/// A first guess of the mean.
+template <typename V, typename T>
+typename V::Element FirstShift(const T* x, int64_t n) {
+  constexpr int W = V::kWidth;
+  const int64_t m = n < 64 ? n : 64;
+  V sum = Set<V>(0);
+  int64_t i = 0;
+  for (; m - i >= W; i += W) sum = sum + Memory<V>::Load(x + i);
+  if (i < m) sum = sum + LoadPart<V>(x + i, m - i);
+  typename V::Element lane[W];
+  Store(lane, sum);
+  typename V::Element total = 0;
+  for (auto value : lane) total += value;
+  total /= static_cast<typename V::Element>(m);
+  return IsFinite(static_cast<double>(total)) ? total : 0;
+}
+
+/// Moments from n elements' sums around a shift.
+inline Moments FromSums(double shift, double s1, double s2, double n) {
+  const double offset = s1 / n;
+  const double m2 = s2 - s1 * offset;
+  Moments moments;
+  moments.mean = TwoSum(shift, offset, &moments.rest);
+  moments.m2 = m2 < 0 ? 0 : m2;  // keeps NaN
+  return moments;
+}
+
+template <typename V, typename T>
+void MergeBlock(const T* x, int64_t n, typename V::Element shift, bool tiny, CountedMoments* sum) {
+  const double count = static_cast<double>(n);
+  ShiftedSums s = SumShifted<V>(x, n, shift);
+  if (!ShiftIsNear(s.s1, s.s2, count)) {
+    const auto better = static_cast<typename V::Element>(shift + s.s1 / count);
+    if (IsFinite(static_cast<double>(better))) {
+      shift = better;
+      s = SumShifted<V>(x, n, shift);
+    }
+  }
+  if constexpr (V::kWidth != D::kWidth) {
+    if (!InRange(s.s2, count, tiny)) return MergeBlock<D>(x, n, shift, tiny, sum);
+  }
+  Merge(FromSums(shift, s.s1, s.s2, count), count, sum);
+}
+
+template <typename V, typename T>
+Moments RunMoments(const T* x, int64_t n, bool tiny) {
+  CountedMoments sum = {};
+  auto shift = FirstShift<V>(x, n);
+  for (int64_t i = 0; i < n; i += kBlock) {
+    MergeBlock<V>(x + i, n - i < kBlock ? n - i : kBlock, shift, tiny, &sum);
+    if (IsFinite(sum.moments.mean)) shift = static_cast<typename V::Element>(sum.moments.mean);
+  }
+  return sum.moments;
+}
+
+template <typename V, typename T>
+double SumSquares(const T* x, int64_t n) {
+  constexpr int W = V::kWidth;
+  WideSum<V> wide;
+  int64_t i = 0;
+  while (n - i >= kUnroll * W) {
+    const int64_t steps = (n - i) / (kUnroll * W);
+    const int64_t end = i + (steps < kLaneAdditions ? steps : kLaneAdditions) * (kUnroll * W);
+    V s[kUnroll];
+    for (int u = 0; u < kUnroll; ++u) s[u] = Set<V>(0);
+    for (; i < end; i += kUnroll * W) {
+      for (int u = 0; u < kUnroll; ++u) {
+        const V v = Memory<V>::Load(x + i + u * W);
+        s[u] = Fma(v, v, s[u]);
+      }
+    }
+    wide.Add(TreeSum(s));
+  }
+  V s = Set<V>(0);
+  for (; n - i >= W; i += W) {
+    const V v = Memory<V>::Load(x + i);
+    s = Fma(v, v, s);
+  }
+  if (i < n) {
+    const V v = LoadPart<V>(x + i, n - i);
+    s = Fma(v, v, s);
+  }
+  wide.Add(s);
+  return wide.Total();
+}
+
+template <typename V, typename T>
+double RunSquares(const T* x, int64_t n, bool tiny) {
+  double total = 0;
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t m = n - i < kBlock ? n - i : kBlock;
+    double block = SumSquares<V>(x + i, m);
+    if constexpr (V::kWidth != D::kWidth) {
+      if (!InRange(block, static_cast<double>(m), tiny)) block = SumSquares<D>(x + i, m);
+    }
+    total += block;
+  }
+  return total;
+}
+
+/// Up to U vectors of neighbouring columns; the last vector may be partial.
+template <typename V, typename T, int U>
+struct ColumnTile {
+  static constexpr int kLanes = U * V::kWidth;
+
+  const T* x;
+  int64_t stride;
+  int64_t lanes;
+
+  V Load(int64_t row, int u) const {
+    const T* p = x + row * stride + u * V::kWidth;
+    if (lanes == kLanes) return Memory<V>::Load(p);
+    const int64_t left = lanes - u * V::kWidth;
+    if (left >= V::kWidth) return Memory<V>::Load(p);
+    return left <= 0 ? Set<V>(0) : LoadPart<V>(p, left);
+  }
+
+  /// Sums of rows [first, last) for each lane.
+  void SumShifted(int64_t first, int64_t last, const V* k, double* s1, double* s2) const {
+    WideSum<V> wide1[U], wide2[U];
+    for (int64_t r = first; r < last;) {
+      const int64_t end = last - r < kLaneAdditions ? last : r + kLaneAdditions;
+      V a[U], b[U];
+      for (int u = 0; u < U; ++u) a[u] = b[u] = Set<V>(0);
+      for (; r < end; ++r) {
+        for (int u = 0; u < U; ++u) {
+          const V d = Load(r, u) - k[u];
+          a[u] = a[u] + d;
+          b[u] = Fma(d, d, b[u]);
+        }
+      }
+      for (int u = 0; u < U; ++u) {
+        wide1[u].Add(a[u]);
+        wide2[u].Add(b[u]);
+      }
+    }
+    for (int u = 0; u < U; ++u) {
+      wide1[u].Lanes(s1 + u * V::kWidth);
+      wide2[u].Lanes(s2 + u * V::kWidth);
+    }
+  }
+};
+
+template <typename T>
+Moments OneColumnInDouble(const T* x, int64_t rows, int64_t stride, double shift) {
+  double s1 = 0, s2 = 0;
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    s1 = s2 = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      const double d = ToDouble(x[r * stride]) - shift;
+      s1 += d;
+      s2 += d * d;
+    }
+    const double better = shift + s1 / static_cast<double>(rows);
+    if (ShiftIsNear(s1, s2, static_cast<double>(rows)) || !IsFinite(better) || attempt == 1) break;
+    shift = better;
+  }
+  return FromSums(shift, s1, s2, static_cast<double>(rows));
+}
+
+template <typename V, typename T, int U>
+void TileMoments(const ColumnTile<V, T, U>& tile, int64_t rows, bool tiny, Moments* out) {
+  using Element = typename V::Element;
+  constexpr int N = ColumnTile<V, T, U>::kLanes;
+  Element shift[N];
+  double s1[N], s2[N];
+  CountedMoments sum[N] = {};
+  V k[U];
+  for (int u = 0; u < U; ++u) Store(shift + u * V::kWidth, tile.Load(0, u));
+  for (int i = 0; i < N; ++i) shift[i] = IsFinite(static_cast<double>(shift[i])) ? shift[i] : 0;
+  for (int64_t first = 0; first < rows; first += kBlockRows) {
+    const int64_t last = rows - first < kBlockRows ? rows : first + kBlockRows;
+    const double n = static_cast<double>(last - first);
+    for (int attempt = 0; attempt < 2; ++attempt) {
+      for (int u = 0; u < U; ++u) k[u] = Memory<V>::Load(shift + u * V::kWidth);
+      tile.SumShifted(first, last, k, s1, s2);
+      bool near = true;
+      for (int i = 0; i < N; ++i) near = near && ShiftIsNear(s1[i], s2[i], n);
+      if (near || attempt == 1) break;
+      for (int i = 0; i < N; ++i) {
+        const auto better = static_cast<Element>(shift[i] + s1[i] / n);
+        if (IsFinite(static_cast<double>(better))) shift[i] = better;
+      }
+    }
+    for (int i = 0; i < N; ++i) {
+      const bool redo = V::kWidth != D::kWidth && i < tile.lanes && !InRange(s2[i], n, tiny);
+      const T* column = tile.x + first * tile.stride + i;
+      Merge(redo ? OneColumnInDouble(column, last - first, tile.stride, shift[i])
+                 : FromSums(shift[i], s1[i], s2[i], n),
+            n, &sum[i]);
+      const double mean = sum[i].moments.mean;
+      if (IsFinite(mean)) shift[i] = static_cast<Element>(mean);
+    }
+  }
+  for (int64_t i = 0; i < tile.lanes; ++i) out[i] = sum[i].moments;
+}
+
+template <typename V, typename T>
+void ColumnMoments(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
+                   Moments* out) {
+  constexpr int64_t kLanes = kUnroll * V::kWidth;
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const int64_t lanes = columns - c < kLanes ? columns - c : kLanes;
+    if (lanes <= V::kWidth) {
+      TileMoments(ColumnTile<V, T, 1>{x + c, stride, lanes}, rows, tiny, out + c);
+    } else {
+      TileMoments(ColumnTile<V, T, kUnroll>{x + c, stride, lanes}, rows, tiny, out + c);
+    }
+  }
+}
+
+/// Adds to `out`, which holds one sum for each column, the squares of rows [0, rows), gathered in
+/// `sums`.
+template <typename V, typename T>
+void AddSquares(const V* sums, const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
+                double* out) {
+  for (int64_t c = 0; c < columns; c += V::kWidth) {
+    double lane[V::kWidth];
+    WideSum<V> wide;
+    wide.Add(sums[c / V::kWidth]);
+    wide.Lanes(lane);
+    const int64_t lanes = columns - c < V::kWidth ? columns - c : V::kWidth;
+    bool in_range = true;
+    for (double value : lane) {
+      in_range &= V::kWidth == D::kWidth || InRange(value, static_cast<double>(rows), tiny);
+    }
+    for (int64_t i = 0; i < lanes; ++i) {
+      if (!in_range) {
+        lane[i] = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+          const double value = ToDouble(x[r * stride + c + i]);
+          lane[i] += value * value;
+        }
+      }
+      out[c + i] += lane[i];
+    }
+  }
+}
+
+/// A panel of neighbouring columns, row by row: memory is read in runs that are as long as the
+/// panel is wide.
+template <typename V, typename T>
+void PanelSquares(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
+                  double* out) {
+  constexpr int W = V::kWidth;
+  V sums[kPanel / W];
+  const int64_t whole = columns / W, left = columns % W;
+  for (int64_t first = 0; first < rows; first += kLaneAdditions) {
+    const int64_t last = rows - first < kLaneAdditions ? rows : first + kLaneAdditions;
+    for (V& sum : sums) sum = Set<V>(0);
+    int64_t r = first;
+    for (; r + 4 <= last; r += 4) {
+      const T* p = x + r * stride;
+      for (int64_t i = 0; i < whole; ++i) {
+        V sum = sums[i];
+        for (int k = 0; k < 4; ++k) {
+          const V v = Memory<V>::Load(p + k * stride + i * W);
+          sum = Fma(v, v, sum);
+        }
+        sums[i] = sum;
+      }
+    }
+    for (; r < last; ++r) {
+      for (int64_t i = 0; i < whole; ++i) {
+        const V v = Memory<V>::Load(x + r * stride + i * W);
+        sums[i] = Fma(v, v, sums[i]);
+      }
+    }
+    for (r = first; left > 0 && r < last; ++r) {
+      const V v = LoadPart<V>(x + r * stride + whole * W, left);
+      sums[whole] = Fma(v, v, sums[whole]);
+    }
+    AddSquares(sums, x + first * stride, last - first, stride, columns, tiny, out);
+  }
+}
+
+template <typename V, typename T>
+void ColumnSquares(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
+                   double* out) {
+  for (int64_t c = 0; c < columns; c += kPanel) {
+    PanelSquares<V>(x + c, rows, stride, columns - c < kPanel ? columns - c : kPanel, tiny,
+                    out + c);
+  }
+}
+
+}  // namespace
+}  // namespace onnxnorm::simd::ONNXNORM_LEVEL

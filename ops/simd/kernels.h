@@ -1,0 +1,81 @@
+// What one SIMD level offers: the statistics core and the apply core, for every element type.
+//
+// Only plain structs and function pointers here: this header is seen by files compiled for
+// different instruction sets.
+#pragma once
+
+#include <cstdint>
+
+#include "core/activation.h"
+#include "core/moments.h"
+#include "core/types.h"
+
+namespace onnxnorm::simd {
+
+/// y = activation((x - mean) * scale + bias) in four layouts, computed in type C; one function for
+/// each activation. x and y may be the same memory.
+template <typename T, typename C>
+struct ApplyKernels {
+  /// `planes` contiguous planes of `size` elements, one (mean, scale, bias) for each plane.
+  using Planes = void (*)(const T* x, T* y, int64_t planes, int64_t size, const C* mean,
+                          const C* scale, const C* bias);
+  /// `rows` contiguous rows of `columns` elements, one (mean, scale, bias) for each column.
+  using Rows = void (*)(const T* x, T* y, int64_t rows, int64_t columns, const C* mean,
+                        const C* scale, const C* bias);
+  /// One row: y[i] = activation(x[i] * factor * weight[i]).
+  using ScaledRow = void (*)(const T* x, T* y, int64_t columns, C factor, const T* weight);
+  /// `rows` rows, `stride` elements apart: y[r][i] = activation(x[r][i] * factor[i] * weight[r]).
+  using ScaledColumns = void (*)(const T* x, T* y, int64_t rows, int64_t stride, int64_t columns,
+                                 const C* factor, const T* weight);
+
+  Planes planes[kActivationCount];
+  Rows rows[kActivationCount];
+  ScaledRow scaled_row[kActivationCount];
+  ScaledColumns scaled_columns[kActivationCount];
+};
+
+/// The two cores for element type T.
+///
+/// Statistics are exact to a few ulps of the spread, whatever the mean is. `tiny` asks for care
+/// with spreads whose squares underflow, which matters only if epsilon is (nearly) zero.
+template <typename T>
+struct Kernels {
+  /// Of n contiguous elements.
+  Moments (*moments)(const T* x, int64_t n, bool tiny);
+  /// Sum of squares of n contiguous elements.
+  double (*squares)(const T* x, int64_t n, bool tiny);
+  /// Of each column of `rows` rows that are `stride` elements apart.
+  void (*column_moments)(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
+                         Moments* out);
+  /// Adds the sum of squares of each column to `out`.
+  void (*column_squares)(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
+                         double* out);
+  ApplyKernels<T, typename ComputeOf<T>::type> apply;
+};
+
+/// One SIMD level.
+struct Level {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<half_t> f16;
+  Kernels<bfloat16_t> bf16;
+  Kernels<double> f64;
+};
+
+/// Apply kernels that compute in double whatever T is, for values beyond the range of float. Scalar
+/// level only.
+struct WideKernels {
+  ApplyKernels<float, double> f32;
+  ApplyKernels<half_t, double> f16;
+  ApplyKernels<bfloat16_t, double> bf16;
+  ApplyKernels<double, double> f64;
+};
+
+// Defined by the level_*.cc files that are built for this architecture.
+const Level& ScalarLevel();
+const Level& Avx2Level();
+const Level& Avx512Level();
+const Level& NeonLevel();
+const WideKernels& Wide();
+
+}  // namespace onnxnorm::simd

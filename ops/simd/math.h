@@ -1,0 +1,87 @@
+// Activations on vectors.
+#pragma once
+
+#include <math.h>
+
+#include "core/activation.h"
+#include "simd/kernels.h"
+
+namespace onnxnorm::simd::ONNXNORM_LEVEL {
+namespace {
+
+/// e^x to about one ulp: x = n ln 2 + r with |r| <= ln 2 / 2, then a polynomial in r. Above 88.3 it
+/// is infinity, below -87.7 zero; NaN stays NaN.
+inline F Exp(F x) {
+  // 1.5 * 2^23 rounds what is added to it to an integer; 127 more, and its last bits are 2^n's
+  // exponent: 255 (infinity) for n = 128, and 0 (zero) for n = -127.
+  const F magic = Set<F>(12582912.0f + 127.0f);
+  x = Max(Set<F>(-88.0f), Min(Set<F>(88.7f), x));
+  const F shifted = Fma(x, Set<F>(1.44269504088896341f), magic);
+  // One float for ln 2 is off by 2e-9 n: less than half an ulp wherever the result matters
+  // beside 1.
+  const F r = Fma(shifted - magic, Set<F>(-0.693147180559945309f), x);
+  // Minimax fit of (e^r - 1 - r) / r^2, relative error of e^r 3e-9.
+  F p = Set<F>(0x1.6a23cep-10f);
+  p = Fma(p, r, Set<F>(0x1.123a20p-7f));
+  p = Fma(p, r, Set<F>(0x1.5558f2p-5f));
+  p = Fma(p, r, Set<F>(0x1.555492p-3f));
+  p = Fma(p, r, Set<F>(0x1.fffffcp-2f));
+  p = Fma(p * r, r, r) + Set<F>(1.0f);
+  return p * ExponentFromBits(shifted);
+}
+
+/// x / (1 + e^-x).
+inline F Silu(F x) { return x / (Set<F>(1.0f) + Exp(Set<F>(0.0f) - x)); }
+
+/// x Phi(x) = max(x, 0) - |x| q(|x|), where q(t) = erfc(t / sqrt 2) / 2 is the tail of the normal
+/// distribution: no cancellation for negative x. q(t) = e^(-t^2/2) u P(u) with u = 1 / (1 + 0.265
+/// t); P is a minimax fit on [0, 14.5], relative error 1.4e-8; beyond that q underflows.
+inline F Gelu(F x) {
+  const F minus = Set<F>(0.0f) - x;
+  // Infinity must not meet a zero for x = +inf (which gives +inf), and must for x = -inf (NaN, as
+  // in PyTorch).
+  const F t = Max(minus, Min(Set<F>(16.0f), x));
+  const F u = Set<F>(1.0f) / Fma(Set<F>(0.265f), t, Set<F>(1.0f));
+  F p = Set<F>(0.030624527484178543f);
+  p = Fma(p, u, Set<F>(-0.14330092072486877f));
+  p = Fma(p, u, Set<F>(0.21595095098018646f));
+  p = Fma(p, u, Set<F>(-0.11428702622652054f));
+  p = Fma(p, u, Set<F>(0.13655529916286469f));
+  p = Fma(p, u, Set<F>(0.060894884169101715f));
+  p = Fma(p, u, Set<F>(0.10255511850118637f));
+  p = Fma(p, u, Set<F>(0.10526677221059799f));
+  p = Fma(p, u, Set<F>(0.10574039071798325f));
+  const F tail = Exp(t * t * Set<F>(-0.5f)) * (u * p);
+  return Max(Set<F>(0.0f), x) - t * tail;
+}
+
+template <double (*kFunction)(double)>
+inline D EachLane(D x) {
+  double lane[D::kWidth];
+  Store(lane, x);
+  for (double& value : lane) value = kFunction(value);
+  return LoadDoubles(lane);
+}
+
+inline double SiluOf(double x) { return x / (1.0 + ::exp(-x)); }
+inline double GeluOf(double x) { return 0.5 * x * ::erfc(-0.70710678118654752440 * x); }
+
+inline D Silu(D x) { return EachLane<SiluOf>(x); }
+inline D Gelu(D x) { return EachLane<GeluOf>(x); }
+
+/// activation(x); keeps NaN.
+template <Activation kActivation, typename V>
+inline V Activate(V x) {
+  if constexpr (kActivation == Activation::kRelu) {
+    return Max(Set<V>(0), x);
+  } else if constexpr (kActivation == Activation::kSilu) {
+    return Silu(x);
+  } else if constexpr (kActivation == Activation::kGelu) {
+    return Gelu(x);
+  } else {
+    return x;
+  }
+}
+
+}  // namespace
+}  // namespace onnxnorm::simd::ONNXNORM_LEVEL
