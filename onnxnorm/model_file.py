@@ -134,7 +134,35 @@ def _check_order(model: ir.Model, name: str) -> None:
         try:
             graph.sort()
         except ValueError as error:
-            raise ModelError(f"{name}: the graph {graph.name!r} has a cycle ({_one_line(error)})") from None
+            where = _node_on_cycle(graph)
+            raise ModelError(
+                f"{name}: the graph {graph.name!r} has a cycle: node {where!r} reads, through other nodes, its own "
+                f"output ({_one_line(error)})"
+            ) from None
+
+
+def _node_on_cycle(graph: ir.Graph) -> str:
+    """A node that no order can place: what is left when nodes whose inputs are known are taken away, walked back."""
+    waiting = {node: {value.producer() for value in node.inputs if value is not None} - {None} for node in graph}
+    ready = [node for node, needs in waiting.items() if not needs]
+    readers: dict[ir.Node, list[ir.Node]] = {}
+    for node, needs in waiting.items():
+        for needed in needs:
+            if needed is not None:
+                readers.setdefault(needed, []).append(node)
+    while ready:
+        done = ready.pop()
+        waiting.pop(done, None)
+        for reader in readers.get(done, ()):
+            waiting[reader].discard(done)
+            if not waiting[reader]:
+                ready.append(reader)
+    seen: set[ir.Node] = set()
+    current = next(iter(waiting), None)
+    while current is not None and current not in seen:
+        seen.add(current)
+        current = next((needed for needed in waiting[current] if needed in waiting), None)
+    return "?" if current is None else current.name or current.outputs[0].name or current.op_type
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -1,8 +1,8 @@
 """Copies of a module that share nothing with it, every tensor in them converted on the way.
 
 ``copy.deepcopy`` alone refuses tensors that are the result of a computation (weights of the old hook-based
-weight_norm); ``module.double()`` leaves plain tensor attributes and complex64 as they are. Here every tensor that deepcopy
-meets goes through one function, and tied tensors stay tied.
+weight_norm); ``module.double()`` leaves plain tensor attributes and complex64 as they are. Here every tensor that
+deepcopy meets goes through one function, and tied tensors stay tied.
 """
 
 from __future__ import annotations

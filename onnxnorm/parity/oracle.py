@@ -20,7 +20,8 @@ import torch
 from onnxnorm.errors import UsageError
 from onnxnorm.parity.copying import SINGLE, as_deployed, as_double, as_single, copy_module, deployed_dtype
 from onnxnorm.parity.double import float64_everywhere
-from onnxnorm.parity.trees import NamedArray, map_tensors, output_arrays
+from onnxnorm.parity.outputs import NamedArray
+from onnxnorm.parity.trees import map_tensors, output_arrays
 
 #: Ratio of the machine epsilons of float64 and float32: what a float32 run's error shrinks to in float64, to first
 #: order, since rounding errors are proportional to epsilon.

@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxnorm.parity.compare import OutputComparison, compare_output
-from onnxnorm.parity.trees import NamedArray
 from onnxnorm.runtime.arrays import Array
+
+
+@dataclass(frozen=True)
+class NamedArray:
+    """One output, of a module or of a file."""
+
+    name: str
+    value: Array
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxnorm.errors import UsageError
-from onnxnorm.parity.inputs import Sample
-from onnxnorm.parity.source import Source
-from onnxnorm.parity.trees import NamedArray
+from onnxnorm.parity.outputs import NamedArray
 from onnxnorm.runtime.arrays import from_ort, to_ort
+
+if TYPE_CHECKING:
+    from onnxnorm.parity.inputs import Sample
+    from onnxnorm.parity.source import Source
 
 CPU = "CPUExecutionProvider"
 LEVELS = ("all", "none")

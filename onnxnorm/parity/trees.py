@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree  # what torch.export itself flattens with; there is no public form
 
-from onnxnorm.runtime.arrays import Array, from_torch
+from onnxnorm.parity.outputs import NamedArray
+from onnxnorm.runtime.arrays import from_torch
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,6 @@ class Leaf:
 
     name: str
     value: Any
-
-
-@dataclass(frozen=True)
-class NamedArray:
-    """One output of a module; complex numbers have become a last axis of 2, as in the ONNX file."""
-
-    name: str
-    value: Array
 
 
 def leaves(tree: Any, prefix: str = "") -> list[Leaf]:
@@ -49,7 +42,10 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> 
 
 
 def output_arrays(outputs: Any) -> tuple[list[NamedArray], list[str]]:
-    """The tensors of a module's result as arrays, and a note for each part of it that holds none."""
+    """The tensors of a module's result as arrays, and a note for each part of it that holds none.
+
+    Complex numbers become a last axis of 2, as in the ONNX file.
+    """
     arrays, notes = [], []
     for leaf in leaves(outputs):
         name = leaf.name or "output"

@@ -1,0 +1,19 @@
+"""The README's table of ops, written from the specs: ``python -m onnxnorm.spec.document``."""
+
+from __future__ import annotations
+
+from onnxnorm.norms import all_specs
+
+
+def ops_table() -> str:
+    """A Markdown table with one row for each norm."""
+    lines = ["| op | inputs | attributes | computes | source |", "|---|---|---|---|---|"]
+    for spec in all_specs().values():
+        inputs = ", ".join(item.name for item in spec.inputs)
+        attributes = ", ".join(item.name for item in spec.attributes)
+        lines.append(f"| {spec.name} | {inputs} | {attributes} | {spec.summary} | {spec.citation} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(ops_table())
