@@ -50,15 +50,28 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        value = getattr(_load(_HOMES[name], name), name)
     elif name in _SUBPACKAGES:
-        value = importlib.import_module(f"onnxnorm.{name}")
+        value = _load(f"onnxnorm.{name}", name)
     elif name == "__version__":
         value = importlib.import_module("importlib.metadata").version("onnxnorm")
     else:
         raise AttributeError(f"module 'onnxnorm' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _load(module: str, name: str) -> Any:
+    """The module; where a package of an optional extra is missing, an ImportError that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        from onnxnorm.errors import EXTRAS
+
+        if error.name not in EXTRAS:
+            raise
+        message = f"onnxnorm.{name} needs {error.name}: pip install '{EXTRAS[error.name]}'"
+        raise ModuleNotFoundError(message, name=error.name) from None
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,10 @@ class ModelError(OnnxnormError):
     """A model that cannot be used: not ONNX, a cycle, an unknown operator, parameters that do not fit."""
 
 
+#: Packages of optional extras: import name -> what to install.
+EXTRAS = {"torch": "onnxnorm[torch]", "onnxruntime": "onnxnorm[cpu]"}
+
+
 class RuntimeUnavailable(OnnxnormError):
     """ONNX Runtime or the native library is missing, too old, or not what it should be."""
 

@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from onnxnorm.errors import OnnxnormError
+from onnxnorm.errors import EXTRAS, OnnxnormError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OnnxnormError as error:
         return _fail(arguments, str(error))
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        text = f"this command needs {error.name}: pip install '{extra}'" if extra else str(error)
+        return _fail(arguments, text)
     except OSError as error:
         return _fail(arguments, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:

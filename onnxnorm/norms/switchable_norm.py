@@ -75,7 +75,7 @@ def reference(inputs: Sequence[FloatArray], attributes: Attributes) -> tuple[Flo
         var_ln = var_in.sum(axis=1, keepdims=True) / np.float64(channels) + between
         mean_bn = running_mean[None, :, None] - offset
         mean = mean_weight[0] * mean_in + mean_weight[1] * mean_ln + mean_weight[2] * mean_bn
-        mean = mean + (math.fsum(mean_weight) - 1.0) * offset
+        mean = mean + math.fsum((*mean_weight, -1.0)) * offset
         var = var_weight[0] * var_in + var_weight[1] * var_ln + var_weight[2] * running_var[None, :, None]
         y = (flat - mean) / np.sqrt(var + attributes["epsilon"]) * scale[None, :, None] + bias[None, :, None]
     return (restore_layout(activate(y, attributes["activation"]), x, attributes),)

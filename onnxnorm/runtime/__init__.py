@@ -1,6 +1,4 @@
-"""Running models: sessions, the native library, execution providers."""
+"""Running models: sessions, the native library, arrays, the doctor.
 
-from onnxnorm.runtime.library import has_library, library_path, op_table
-from onnxnorm.runtime.session import InferenceSession, register
-
-__all__ = ["InferenceSession", "has_library", "library_path", "op_table", "register"]
+Nothing is imported here: only ``session`` needs onnxruntime, and rewriting and exporting work without it.
+"""

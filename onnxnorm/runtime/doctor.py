@@ -10,7 +10,7 @@ from typing import Any
 
 from onnxnorm.errors import OnnxnormError
 from onnxnorm.runtime import environment
-from onnxnorm.runtime.library import library_path, op_table
+from onnxnorm.runtime.library import has_library, library_path, op_table
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def _library() -> Iterator[str]:
 
 
 def _runs_with_library() -> Iterator[str]:
+    if not has_library():
+        raise OnnxnormError("not run: there is no native library")
     yield from _sample_runs(library=True)
 
 

@@ -72,13 +72,18 @@ def overlap() -> str | None:
 
 @functools.cache
 def newest_opset() -> int:
-    """The newest opset of the standard domain that both the installed onnx and ONNX Runtime take.
+    """The newest opset of the standard domain that both the installed onnx and ONNX Runtime take; onnx's alone where
+    ONNX Runtime is not installed.
 
     Found by loading a one-node model of each opset, newest first: ONNX Runtime only warns about some opsets that onnx
     already defines, refuses others, and no table in either package says which.
     """
     import onnx.defs
 
+    try:
+        onnxruntime_module()
+    except RuntimeUnavailable:
+        return int(onnx.defs.onnx_opset_version())
     for opset in range(onnx.defs.onnx_opset_version(), 18, -1):
         if _loads(opset):
             return opset

@@ -161,9 +161,10 @@ struct CustomOp {
 };
 // clang-format on
 
-#define ONNXNORM_SLOT(type, field, slot)                                                  \
-  static_assert(offsetof(type, field) == (slot) * sizeof(void*), #type "::" #field " is " \
-                                                                                   "misplaced")
+#define ONNXNORM_SLOT(type, field, slot)                                           \
+  static_assert(offsetof(type, field) == (slot) * sizeof(void*), #type "::" #field \
+                                                                       " is "      \
+                                                                       "misplaced")
 
 ONNXNORM_SLOT(Api, CreateStatus, 0);
 ONNXNORM_SLOT(Api, GetErrorMessage, 2);

@@ -2,6 +2,8 @@
 // the C boundary.
 #pragma once
 
+#include <locale>
+#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>

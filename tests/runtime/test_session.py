@@ -141,7 +141,7 @@ def test_two_onnxruntimes_over_each_other_are_found(monkeypatch: pytest.MonkeyPa
 
 def test_newest_opset_loads_and_the_next_does_not() -> None:
     newest = environment.newest_opset()
-    assert newest >= 23
+    assert newest >= 20
     assert environment._loads(newest)
     assert newest == onnx.defs.onnx_opset_version() or not environment._loads(newest + 1)
 
