@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from onnxnorm.errors import UsageError
-from onnxnorm.parity.copying import SINGLE, as_deployed, as_double, as_single, copy_module, deployed_dtype
+from onnxnorm.parity.copying import as_deployed, as_double, as_single, copy_module, deployed_dtype
 from onnxnorm.parity.double import float64_everywhere
 from onnxnorm.parity.outputs import NamedArray
 from onnxnorm.parity.trees import map_tensors, output_arrays
 
-#: Ratio of the machine epsilons of float64 and float32: what a float32 run's error shrinks to in float64, to first
-#: order, since rounding errors are proportional to epsilon.
-DOUBLE_OVER_SINGLE = 2.0**-29
+#: Extra PyTorch runs that show how far its result scatters.
+REDRAWS = 2
+_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class ModuleFailure(UsageError):
@@ -46,14 +46,6 @@ class Truth:
     outputs: tuple[NamedArray, ...]
     precision: str
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class OwnError:
-    """A second run: its distance from the truth, times ``weight``, estimates the rounding error of the truth itself."""
-
-    outputs: tuple[NamedArray, ...]
-    weight: float
 
 
 @dataclass
@@ -99,27 +91,21 @@ class Oracle:
                     ) from error
                 self.narrow[culprit] = one_line(error)
 
-    def own_error(self, truth: Truth, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OwnError | None:
-        """How wrong the truth may be, for the cases in which PyTorch's run cannot tell: it rounds as the truth does.
+    def redrawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[NamedArray, ...]]:
+        """PyTorch at the deployed dtype again, every input and weight moved to a neighbouring number of its type.
 
-        A module deployed in float64: a float32 run, whose error scales with epsilon. A truth with float32 parts: a run
-        of a float32 module whose inputs and weights were moved by one rounding each. None when the truth is far better
-        than what is measured, and when the extra run fails.
+        One run's distance from the truth is one throw of the dice: rounding errors of a deep network share their
+        causes, so by luck all of its outputs can be close at once. These runs are as good as the first, their inputs
+        being equal to within one rounding, and the largest distance of all is what PyTorch's precision is worth. They
+        also show the error of a truth that was itself computed at the deployed dtype. A run that fails is left out.
         """
-        dtype = deployed_dtype(self.module, _tensors((args, kwargs)))
-        try:
-            if truth.precision != "float64" and dtype == torch.float32:
-                nudge = _nudge(self.seed)
-                duplicate = copy_module(self.module, lambda tensor: nudge(as_deployed(tensor)))
-                inputs = _converted((args, kwargs), lambda tensor: nudge(as_deployed(tensor)))
-                return OwnError(self._outputs(duplicate, *inputs)[0], 1.0)
-            if truth.precision == "float64" and dtype == torch.float64:
-                duplicate = copy_module(self.module, as_single)
-                inputs = _converted((args, kwargs), as_single)
-                return OwnError(self._outputs(duplicate, *inputs)[0], DOUBLE_OVER_SINGLE)
-        except Exception:  # an estimate only: without it the floor of the dtype judges alone
-            return None
-        return None
+        found = []
+        for draw in range(REDRAWS):
+            nudge = _nudge(self.seed + draw)
+            with contextlib.suppress(Exception):  # more evidence when there is some; the judgement does not rest on it
+                inputs = _converted((args, kwargs), nudge)
+                found.append(self._outputs(copy_module(self.module, nudge), *inputs)[0])
+        return found
 
     def _float64(self, duplicate: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Truth:
         deployed = deployed_dtype(self.module, _tensors((args, kwargs)))
@@ -225,15 +211,22 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _nudge(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Moves every element of a floating tensor by one epsilon of its type, up or down at random."""
+    """Moves every element of a floating tensor to the next number of its type, up or down at random.
+
+    Whole numbers and infinities stay: zeros, ones and infinities in masks and switches are meant exactly, and
+    ``(1 - mask) * finfo.min`` of a mask that is nearly 1 would be another model.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dtype not in SINGLE or tensor.is_complex():
+        tensor = as_deployed(tensor)
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
             return tensor
-        sign = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8).to(torch.float64) * 2 - 1
-        epsilon = max(torch.finfo(tensor.dtype).eps, torch.finfo(torch.float32).eps)
-        return (tensor.to(torch.float64) * (1 + sign * epsilon)).to(tensor.dtype)
+        flat = tensor.contiguous()
+        bits = flat.view(_INTEGER_OF_SIZE[flat.element_size()])
+        step = torch.randint(0, 2, flat.shape, generator=generator, dtype=bits.dtype) * 2 - 1
+        neighbour = (bits + step).view(flat.dtype)
+        return torch.where((flat != flat.round()) & torch.isfinite(neighbour), neighbour, flat)
 
     return moved
 

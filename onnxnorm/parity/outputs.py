@@ -19,12 +19,11 @@ class NamedArray:
 
 @dataclass(frozen=True)
 class Expected:
-    """What one sample must give: the truth, PyTorch at the deployed dtype, and the truth's own error if it matters."""
+    """What one sample must give: the truth, PyTorch at the deployed dtype, its further runs (``Oracle.redrawn``)."""
 
     truth: tuple[NamedArray, ...]
     pytorch: tuple[NamedArray, ...]
-    own_error: tuple[NamedArray, ...] | None = None
-    own_weight: float = 0.0
+    redrawn: Sequence[tuple[NamedArray, ...]] = ()
 
 
 def compare_outputs(got: Sequence[NamedArray], expected: Expected, factor: float) -> tuple[OutputComparison, ...]:
@@ -36,12 +35,10 @@ def compare_outputs(got: Sequence[NamedArray], expected: Expected, factor: float
         if partner is None:
             comparisons.append(_alone(pytorch, "missing from the ONNX file"))
             continue
-        own = None
-        if expected.own_error is not None and position < len(expected.own_error):
-            own = (expected.own_error[position].value, expected.own_weight)
+        redrawn = [run[position].value for run in expected.redrawn if len(run) == len(expected.pytorch)]
         name, value = got[partner].name, got[partner].value
         truth = expected.truth[position].value
-        comparisons.append(compare_output(name, value, pytorch.value, truth, factor=factor, own_error=own))
+        comparisons.append(compare_output(name, value, pytorch.value, truth, factor=factor, redrawn=redrawn))
     extra = [item for index, item in enumerate(got) if index not in partners]
     return (*comparisons, *(_alone(item, "not an output of the PyTorch module") for item in extra))
 

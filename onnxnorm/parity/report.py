@@ -176,9 +176,9 @@ def _row(run: SampleRun, output: OutputComparison | None) -> tuple[str, ...]:
     if output is None:
         return ("-", *where, "", "", "", "", "did not run")
     verdict = "ok" if output.passed else "FAILED"
-    if output.onnx is None or output.pytorch is None or output.allowed is None:
+    if output.onnx is None or output.pytorch_distance is None or output.allowed is None:
         return (output.name, *where, "exact" if output.exact else "", "", "", "", verdict)
-    numbers = (output.onnx.maximum, output.onnx.rms, output.pytorch.maximum, output.allowed)
+    numbers = (output.onnx.maximum, output.onnx.rms, output.pytorch_distance, output.allowed)
     return (output.name, *where, *(f"{number:.2e}" for number in numbers), verdict)
 
 

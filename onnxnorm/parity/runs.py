@@ -47,7 +47,7 @@ def variants(source: Source, providers: Sequence[Any] | None) -> list[Variant]:
         UsageError: a provider that this ONNX Runtime does not have.
 
     """
-    from onnxnorm.runtime import has_library
+    from onnxnorm.runtime.library import has_library
 
     wanted = [_provider(item) for item in (providers if providers else [CPU])]
     found: list[Variant] = []
@@ -68,7 +68,7 @@ def open_session(source: Source, variant: Variant) -> Any:
     """
     import onnxruntime
 
-    from onnxnorm.runtime import InferenceSession
+    from onnxnorm.runtime.session import InferenceSession
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # failures come back as exceptions; the log would only repeat them

@@ -1,0 +1,76 @@
+"""Shared by the parity tests: export through PyTorch alone, and torchvision's place holder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+
+def _stand_in_for_torchvision() -> None:
+    """Declares two operators when torchvision's library does not load, as with a CPU torch and PyPI's torchvision.
+
+    timm and transformers import torchvision, which stops at these declarations; no test calls the operators.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)  # the declarations end with the object
+    except ImportError:
+        pass
+
+
+_KEPT: list[Any] = []
+
+
+@pytest.fixture(scope="session")
+def zoo() -> None:
+    """Makes timm and transformers importable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _stand_in_for_torchvision()
+        import timm  # noqa: F401  it warns of its own use of TorchScript
+        import transformers  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def export() -> Callable[..., onnx.ModelProto]:
+    """PyTorch's own exporter, quiet: ``export(module, args, **options) -> ModelProto``."""
+
+    def run(module: torch.nn.Module, args: Any, **options: Any) -> onnx.ModelProto:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(module.eval(), args, dynamo=True, verbose=False, **options)
+            return program.model_proto
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[[torch.nn.Module], torch.nn.Module]:
+    """Gives every norm statistics, scales and offsets as training leaves them, not 0 and 1."""
+
+    def fill(module: torch.nn.Module) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for part in module.modules():
+                if isinstance(getattr(part, "running_var", None), torch.Tensor):
+                    part.running_mean.copy_(torch.randn(part.running_mean.shape, generator=generator) * 0.5)
+                    part.running_var.copy_(torch.rand(part.running_var.shape, generator=generator) + 0.3)
+                if "Norm" in type(part).__name__:
+                    if isinstance(getattr(part, "weight", None), torch.Tensor):
+                        part.weight.copy_(torch.rand(part.weight.shape, generator=generator) + 0.5)
+                    if isinstance(getattr(part, "bias", None), torch.Tensor):
+                        part.bias.copy_(torch.randn(part.bias.shape, generator=generator) * 0.3)
+        return module.eval()
+
+    return fill
