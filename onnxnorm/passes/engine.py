@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action, Decision
-from onnxnorm.passes.graph import all_graphs, is_norm, module_name, node_name, op_name
+from onnxnorm.passes.graph import all_graphs, holds_initializers, is_norm, module_name, node_name, op_name
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -46,7 +46,8 @@ class Engine:
         while changed:
             changed = False
             for graph, opset, in_function in list(all_graphs(self.model)):
-                context = Context(graph, opset, in_function, self._names)
+                initializers = holds_initializers(self.model, in_function)
+                context = Context(graph, opset, in_function, self._names, initializers)
                 for node in list(graph):
                     if node.graph is graph and self._visit(node, table.get(node.op_type, ()), context):
                         changed = True
@@ -139,14 +140,15 @@ def _describe(node: ir.Node, rule: Rule, match: Match, context: Context) -> None
 
 
 def _place_constants(nodes: Sequence[ir.Node], context: Context) -> list[ir.Node]:
-    """Registers new constants as initializers; in a function, which has none, as Constant nodes."""
+    """Registers new constants as initializers; where there can be none, as Constant nodes."""
     created: dict[ir.Value, ir.Value] = {}
     extra: list[ir.Node] = []
     for node in nodes:
         for index, value in enumerate(node.inputs):
             if value is None or value.const_value is None or value.producer() is not None or value.graph is not None:
                 continue
-            if not context.in_function:
+            value.meta.pop("exact", None)  # as large as the weights in float64, and for the verifier only
+            if context.initializers:
                 context.graph.initializers[value.name or ""] = value
                 continue
             if value not in created:

@@ -84,11 +84,39 @@ def all_graphs(model: ir.Model) -> Iterator[tuple[ir.Graph, int | None, bool]]:
             yield graph, opset, in_function
 
 
-def tensor_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """The value's array when it is a constant that no caller can override, else None."""
+def holds_initializers(model: ir.Model, in_function: bool) -> bool:
+    """Whether new constants of a graph can be initializers.
+
+    A function has none, and before IR version 4 each initializer was a graph input that a caller may override.
+    """
+    return not in_function and model.ir_version >= 4
+
+
+def has_references(node: ir.Node) -> bool:
+    """Whether an attribute of the node is a reference to one of the function that it stands in."""
+    return any(item.is_ref() for item in node.attributes.values())
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The value's tensor when it is a dense constant that no caller can override, else None."""
     if value is None or value.is_graph_input():
         return None
-    tensor = ir.convenience.get_const_tensor(value)
+    if value.const_value is not None:
+        return value.const_value
+    producer = value.producer()
+    if producer is None or not is_op(producer, "Constant") or len(producer.attributes) != 1:
+        return None
+    content = next(iter(producer.attributes.values()))
+    if content.is_ref() or content.name == "sparse_value":
+        return None
+    if content.name == "value":  # onnx_ir's own function renames this tensor, in the caller's model too
+        return content.as_tensor()
+    return ir.convenience.get_const_tensor(value)
+
+
+def tensor_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The value's array when it is a constant that no caller can override, else None."""
+    tensor = constant_tensor(value)
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
@@ -97,10 +125,13 @@ def is_overridable(value: ir.Value) -> bool:
     return value.is_graph_input() and value.const_value is not None
 
 
-def scalar_of(value: ir.Value | None) -> float | None:
-    """The number when the value is a constant with one element."""
-    array = tensor_of(value)
-    if array is None or array.size != 1 or array.dtype.kind not in "fiuV":
+def scalar_of(value: ir.Value | None, rank: int) -> float | None:
+    """The number when the value is a constant with one element that leaves a tensor of that rank in its shape."""
+    tensor = constant_tensor(value)
+    if tensor is None or tensor.size != 1 or len(tensor.shape) > rank:
+        return None
+    array = np.asarray(tensor.numpy())
+    if array.dtype.kind not in "fiuV":
         return None
     return float(array.reshape(()).astype(np.float64))
 

@@ -22,8 +22,9 @@ from onnxnorm.passes.fold.batch_norm_into_matmul import FoldBatchNormIntoMatMul
 from onnxnorm.passes.fuse.activation import FuseActivation
 from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
 from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
+from onnxnorm.passes.interface import Interface
 from onnxnorm.passes.lower.body_to_standard import LowerBodyToStandard
-from onnxnorm.passes.lower.function_bodies import attach_function_bodies
+from onnxnorm.passes.lower.function_bodies import attach_function_bodies, check_nodes
 from onnxnorm.passes.lower.group_norm_to_standard import LowerGroupNormToStandard
 from onnxnorm.passes.lower.rms_norm_to_standard import LowerRMSNormToStandard
 from onnxnorm.passes.rule import Rule
@@ -123,13 +124,16 @@ def check_options(target: str, provider: str, disable: Iterable[str]) -> None:
 def run_pipeline(model: ir.Model, *, target: str, disable: Iterable[str] = (), verify: bool = False) -> Result:
     """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``."""
     left_out = frozenset(disable)
+    interface = Interface(model)
     clean(model)
+    check_nodes(model)
     engine = Engine(model, verify_replacement if verify else None)
     for stage in STAGES[target]:
         engine.run(_instances(stage, left_out))
     decisions = engine.account()
     clean(model)
     attach_function_bodies(model)
+    interface.restore(model)
     return Result(model, tuple(decisions))
 
 

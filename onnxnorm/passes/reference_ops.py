@@ -45,4 +45,43 @@ class Gelu(OpRun):
         return (activate(x, "gelu"),)
 
 
-REFERENCE_OPS = [ConvTranspose, Gelu]
+class BatchNormalization(OpRun):
+    """Inference, and training where training_mode or (before opset 14) further outputs ask for it.
+
+    The evaluator's own updates the statistics also in inference before opset 14.
+    """
+
+    op_domain = ""
+
+    def _run(  # type: ignore[override]
+        self,
+        x: Any,
+        scale: Any,
+        bias: Any,
+        mean: Any,
+        var: Any,
+        *,
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        training_mode: int = 0,
+        spatial: int = 1,
+    ) -> tuple[Any, ...]:
+        count = len(self.onnx_node.output)
+        if not training_mode and count == 1:
+            return (self._normalized(x, scale, bias, mean, var, epsilon),)
+        if not spatial:
+            raise NotImplementedError("training with one scale per position")
+        axes = (0, *range(2, x.ndim))
+        batch_mean, batch_var = x.mean(axis=axes), x.var(axis=axes)
+        y = self._normalized(x, scale, bias, batch_mean, batch_var, epsilon)
+        running = [momentum * old + (1 - momentum) * new for old, new in ((mean, batch_mean), (var, batch_var))]
+        return (y, *running, batch_mean, batch_var)[:count]
+
+    @staticmethod
+    def _normalized(x: Any, scale: Any, bias: Any, mean: Any, var: Any, epsilon: float) -> Any:
+        spread = [part.reshape(part.shape + (1,) * (x.ndim - 1 - part.ndim)) for part in (scale, bias, mean, var)]
+        y = spread[0] * (x - spread[2]) / np.sqrt(spread[3] + epsilon) + spread[1]
+        return y.astype(x.dtype)
+
+
+REFERENCE_OPS = [BatchNormalization, ConvTranspose, Gelu]

@@ -67,12 +67,24 @@ class Replacement:
 
 
 class Context:
-    """The graph around a node: its opset, fresh names, new constants. Nothing here changes the graph."""
+    """The graph around a node: its opset, fresh names, new constants. Nothing here changes the graph.
 
-    def __init__(self, graph: ir.Graph, opset: int | None, in_function: bool, names: set[str]) -> None:
+    Args:
+        graph: the graph.
+        opset: version of the standard domain, None where it is not imported.
+        in_function: whether the graph is (part of) a model-local function.
+        names: all names of the model; fresh ones are added.
+        initializers: whether new constants become initializers; Constant nodes otherwise.
+
+    """
+
+    def __init__(
+        self, graph: ir.Graph, opset: int | None, in_function: bool, names: set[str], initializers: bool
+    ) -> None:
         self.graph = graph
         self.opset = opset or 0
         self.in_function = in_function
+        self.initializers = initializers
         self._names = names
 
     def fresh_name(self, wish: str) -> str:
@@ -145,9 +157,12 @@ def check_underflow(weight: npt.NDArray[Any], dtype: ir.DataType, axis: int) -> 
     """
     info = float_info(dtype.numpy())
     others = tuple(index for index in range(weight.ndim) if index != axis)
-    with np.errstate(over="ignore", under="ignore"):
-        lost = np.abs(weight.astype(dtype.numpy()).astype(np.float64) - weight).max(axis=others, initial=0.0)
-    largest = np.abs(weight).max(axis=others, initial=0.0)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        difference = weight.astype(dtype.numpy()).astype(np.float64)
+        difference -= weight
+        difference[~np.isfinite(difference)] = 0.0  # an overflow, which ``rounded`` refuses in its own words
+        lost = np.abs(difference, out=difference).max(axis=others, initial=0.0)
+    largest = np.abs(weight, out=difference).max(axis=others, initial=0.0)
     wrong = lost > float(info.eps) * largest
     if wrong.any():
         channel = int(np.argmax(wrong))

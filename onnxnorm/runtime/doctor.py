@@ -45,8 +45,8 @@ _PACKAGES = (
     ("numpy", True),
     ("onnx", True),
     ("onnx_ir", True),
-    ("onnxscript", True),
     ("torch", False),
+    ("onnxscript", False),
 )
 
 

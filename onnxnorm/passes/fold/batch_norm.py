@@ -5,7 +5,8 @@ layer that is linear in its weights takes a into them and a, b into its bias. Al
 rounded once to the layer's type.
 
 Refused, for every layer:
-    1. training_mode is 1, or an output besides Y is used: it computes statistics of its own.
+    1. It computes statistics of its own: training_mode is 1, an output besides Y is used or, before opset 14, there
+       (spatial 0, before opset 9, has one scale per position, and before opset 7 is_test must be 1).
     2. gamma, beta, mean, var, the layer's weight or bias is not constant, or is a graph input that a caller may
        override.
     3. The layer's output has another consumer, is a graph output, or the layer stands in another graph.
@@ -40,18 +41,12 @@ class Affine:
 
 def affine_of(norm: ir.Node, context: Context) -> Affine:
     """The affine map of an inference BatchNormalization; Refusal for the reasons 1, 2 and 4."""
-    if attribute(norm, "training_mode", 0) != 0:
-        raise Refusal("training_mode is 1: it normalizes by the statistics of each batch", training_mode=1)
-    if attribute(norm, "is_test", 1) == 0 and context.opset < 7:
-        raise Refusal("is_test is 0: it normalizes by the statistics of each batch", is_test=0)
-    if attribute(norm, "spatial", 1) != 1:
-        raise Refusal("spatial is 0: it has one scale per position", spatial=attribute(norm, "spatial", 1))
-    for value in norm.outputs[1:]:
-        if value.name and (value.uses() or value.is_graph_output()):
-            raise Refusal("its statistics outputs are used", output=value.name)
+    _check_inference(norm, context)
     epsilon = attribute(norm, "epsilon", 1e-5)
     if epsilon is None:
         raise Refusal("its epsilon is an attribute of the function that it stands in")
+    if len(norm.inputs) < 5:
+        raise Refusal("it has not the five inputs of BatchNormalization", inputs=len(norm.inputs))
     roles = ("gamma", "beta", "mean", "variance")
     gamma, beta, mean, var = (
         constant_array(value, role).astype(np.float64) for value, role in zip(norm.inputs[1:5], roles, strict=True)
@@ -66,6 +61,27 @@ def affine_of(norm: ir.Node, context: Context) -> Affine:
         raise Refusal("variance + epsilon is not positive and finite", channel=channel, value=float(spread[channel]))
     scale = gamma / np.sqrt(spread)
     return Affine(scale, beta - scale * mean)
+
+
+def _check_inference(norm: ir.Node, context: Context) -> None:
+    """Refusal (reason 1) where it computes statistics of its own."""
+    training = attribute(norm, "training_mode", 0)
+    if training != 0:
+        raise Refusal("training_mode is 1: it normalizes by the statistics of each batch", training_mode=training)
+    if context.opset < 7 and attribute(norm, "is_test", 0) != 1:
+        raise Refusal("is_test is 0: it normalizes by the statistics of each batch", is_test=0)
+    if attribute(norm, "spatial", 1) != 1:
+        raise Refusal("spatial is 0: it has one scale per position", spatial=attribute(norm, "spatial", 1))
+    for value in norm.outputs[1:]:
+        if value.uses() or value.is_graph_output():
+            raise Refusal("its statistics outputs are used", output=value.name)
+        if value.name and context.opset < 14:
+            raise Refusal("it has statistics outputs, which before opset 14 means training", output=value.name)
+
+
+def tolerance_of(norm: ir.Node) -> float:
+    """By how much the fold may differ from the node when verified: in a float64 model by epsilon's rounding."""
+    return 1e-7 if norm.inputs[0] is not None and norm.inputs[0].dtype == ir.DataType.DOUBLE else 1e-9
 
 
 def _epsilon(epsilon: float, norm: ir.Node) -> float:
@@ -143,7 +159,14 @@ class FoldBatchNormIntoLayer(Rule):
             context.constant(f"{_bias_name(layer)}_folded", bias, dtype),
         ]
         new = ir.node(self.layer, inputs, self.attributes(layer), name=layer.name)
-        return Replacement([new], {norm.outputs[0]: new.outputs[0]}, [layer, norm], norm, into=node_name(layer))
+        return Replacement(
+            [new],
+            {norm.outputs[0]: new.outputs[0]},
+            [layer, norm],
+            norm,
+            into=node_name(layer),
+            tolerance=tolerance_of(norm),
+        )
 
 
 def _bias_name(layer: ir.Node) -> str:

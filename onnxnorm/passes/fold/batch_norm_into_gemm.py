@@ -3,7 +3,7 @@
 Gemm's output is (N, channels), so BatchNormalization's axis 1 is its columns: B' = op(B) is scaled by column (rows of B
 with transB), C becomes a * beta * C + b with beta 1. alpha, transA and transB stay.
 
-Refused: the reasons of ``onnxnorm.passes.fold.batch_norm``.
+Refused: the reasons of ``onnxnorm.passes.fold.batch_norm``, and transB or beta that is an attribute of a function.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ class FoldBatchNormIntoGemm(FoldBatchNormIntoLayer):
 
     def scale_weight(self, layer: ir.Node, weight: FloatArray, scale: FloatArray) -> tuple[FloatArray, int]:
         """Scales the columns of op(B)."""
-        axis = 0 if attribute(layer, "transB", 0) else 1
+        transposed = attribute(layer, "transB", 0)
+        if transposed is None:
+            raise Refusal("Gemm's transB is an attribute of the function that it stands in")
+        axis = 0 if transposed else 1
         check_channels(scale, weight.shape[axis], layer)
         return weight * along(axis, scale, 2), axis
 

@@ -23,6 +23,7 @@ from onnxnorm.passes.fold.batch_norm import (
     along,
     check_channels,
     check_private,
+    tolerance_of,
 )
 from onnxnorm.passes.graph import is_op, node_name, rank_of, tensor_of
 from onnxnorm.passes.rule import (
@@ -91,7 +92,14 @@ class FoldBatchNormIntoMatMul(Rule):
         name = add.name if add is not None and add.name else context.fresh_name(f"{node_name(matmul)}_bias")
         total = ir.node("Add", [product.outputs[0], context.constant(f"{name}_folded", bias, dtype)], name=name)
         removed = [matmul, *([add] if add is not None else []), norm]
-        return Replacement([product, total], {norm.outputs[0]: total.outputs[0]}, removed, norm, into=node_name(matmul))
+        return Replacement(
+            [product, total],
+            {norm.outputs[0]: total.outputs[0]},
+            removed,
+            norm,
+            into=node_name(matmul),
+            tolerance=tolerance_of(norm),
+        )
 
 
 def _constant_side(matmul: ir.Node) -> int:

@@ -1,7 +1,8 @@
 """fuse/activation: act(norm(x)) = norm(x) with the attribute activation, for every onnxnorm op that has it.
 
 Recognized by what is computed: Relu; silu as x * Sigmoid(x) or Swish (alpha 1); exact gelu as Gelu (approximate none)
-or x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of the factors.
+or x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of the factors. Its constants must be those numbers as x's
+element type rounds them, and must not give the product more axes than x has.
 
 Refused:
     1. The norm already has an activation.
@@ -19,13 +20,18 @@ import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.graph import attribute, is_op, node_name, scalar_of, sole_consumer
+from onnxnorm.passes.graph import (
+    attribute,
+    constant_tensor,
+    is_op,
+    node_name,
+    rank_of,
+    scalar_of,
+    sole_consumer,
+)
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.runtime.arrays import float_info
 from onnxnorm.spec.record import DOMAIN
-
-#: Constants of a decomposed gelu are rounded to the model's type, bfloat16 at the coarsest.
-_TOLERANCE = 2e-3
 
 
 class FuseActivation(Rule):
@@ -87,8 +93,7 @@ class FuseActivation(Rule):
 
     def _rounding(self, match: Match) -> float:
         """What the constants of a decomposed gelu lost to the model's type."""
-        dtype = match["root"].outputs[0].dtype or ir.DataType.FLOAT
-        return 4 * float(float_info(dtype.numpy()).eps) if len(match.nodes) > 3 else 0.0
+        return 4 * _precision(match["norm"].outputs[0]) if len(match.nodes) > 3 else 0.0
 
     def subject(self, match: Match) -> ir.Node:
         """Refusals are about the norm."""
@@ -122,20 +127,33 @@ def _gelu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
     """X * 0.5 * (1 + erf(x / sqrt(2))), the product in any grouping."""
     inner: list[ir.Node] = []
     values: list[ir.Value] = []
-    number = 1.0
+    constants: list[ir.Value] = []
     for factor in _factors(node, inner):
-        scalar = scalar_of(factor)
-        if scalar is None:
-            values.append(factor)
-        else:
-            number *= scalar
-    if len(values) != 2 or not math.isclose(number, 0.5, rel_tol=_TOLERANCE):
+        (values if constant_tensor(factor) is None else constants).append(factor)
+    if len(values) != 2:
         return None
     for x, gate in (tuple(values), tuple(reversed(values))):
         chain = _one_plus_erf(gate, x)
-        if chain is not None:
+        numbers = [_number(constant, x) for constant in constants]
+        if chain is not None and None not in numbers and _is(math.prod(n for n in numbers if n is not None), 0.5, x):
             return "gelu", x, [*chain, *reversed(inner)]
     return None
+
+
+def _number(value: ir.Value | None, x: ir.Value) -> float | None:
+    """A scalar constant that leaves a tensor like ``x`` in its shape."""
+    rank = rank_of(x)
+    return scalar_of(value, 1 if rank is None else rank)
+
+
+def _is(number: float | None, wanted: float, x: ir.Value) -> bool:
+    """Whether a constant is that number as the element type of ``x`` rounds it."""
+    return number is not None and math.isclose(number, wanted, rel_tol=_precision(x))
+
+
+def _precision(x: ir.Value) -> float:
+    dtype = x.dtype if x.dtype is not None and x.dtype.is_floating_point() else ir.DataType.FLOAT
+    return float(float_info(dtype.numpy()).eps)
 
 
 def _factors(node: ir.Node, inner: list[ir.Node]) -> Iterator[ir.Value]:
@@ -159,7 +177,7 @@ def _one_plus_erf(gate: ir.Value, x: ir.Value) -> list[ir.Node] | None:
         return None
     for one, value in (tuple(add.inputs), tuple(reversed(add.inputs))):
         erf = value.producer() if value is not None else None
-        if scalar_of(one) != 1.0 or value is None or erf is None or not is_op(erf, "Erf"):
+        if _number(one, x) != 1.0 or value is None or erf is None or not is_op(erf, "Erf"):
             continue
         scale = erf.inputs[0].producer() if erf.inputs[0] is not None else None
         if scale is not None and _is_scaled(scale, x) and sole_consumer(value) and sole_consumer(scale.outputs[0]):
@@ -171,9 +189,7 @@ def _is_scaled(node: ir.Node, x: ir.Value) -> bool:
     """Whether the node computes x / sqrt(2)."""
     first, second = node.inputs[0], node.inputs[-1]
     if is_op(node, "Div") and first is x:
-        number = scalar_of(second)
-        return number is not None and math.isclose(number, math.sqrt(2.0), rel_tol=_TOLERANCE)
+        return _is(_number(second, x), math.sqrt(2.0), x)
     if is_op(node, "Mul") and (first is x or second is x):
-        number = scalar_of(second if first is x else first)
-        return number is not None and math.isclose(number, math.sqrt(0.5), rel_tol=_TOLERANCE)
+        return _is(_number(second if first is x else first, x), math.sqrt(0.5), x)
     return False

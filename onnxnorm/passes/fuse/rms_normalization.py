@@ -1,9 +1,10 @@
 """fuse/rms-normalization: ai.onnx RMSNormalization (opset 23) becomes onnxnorm RMSNorm over axes axis .. last.
 
 Refused:
-    1. The rank of X is not known, or scale has not exactly the sizes of the normalized axes (ONNX lets it broadcast).
+    1. The rank of X is not known, or scale has not exactly the sizes of the normalized axes (ONNX lets it broadcast),
+       or these are not known.
     2. X and scale differ in element type, which ONNX allows.
-    3. As for fuse/group-normalization: element type, stash_type.
+    3. As for fuse/group-normalization: element type, stash_type, functions.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class FuseRMSNormalization(Rule):
         if scale.dtype is not None and scale.dtype != x.dtype:
             raise Refusal("X and scale differ in element type", X=x.dtype, scale=scale.dtype)
         axes = _axes(norm)
-        if [scale.shape[index] for index in range(len(scale.shape))] != [x.shape[axis] for axis in axes if x.shape]:
+        sizes = [x.shape[axis] for axis in axes if x.shape]
+        if list(scale.shape) != sizes or any(isinstance(size, ir.SymbolicDim) and size.value is None for size in sizes):
             raise Refusal("scale has not the sizes of the normalized axes", scale=str(scale.shape), X=str(x.shape))
 
     def rewrite(self, match: Match, context: Context) -> Replacement:

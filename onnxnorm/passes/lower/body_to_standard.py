@@ -2,7 +2,8 @@
 
 The last of the lowering rules: it takes what no rule with a single standard operator took.
 
-Refused: the element type of X is not known, or the opset is older than bodies can be written for.
+Refused: an attribute is a reference to one of the function that the node stands in, or the opset is older than bodies
+can be written for.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Refused (the general rule lower/body-to-standard then writes it in primitive operators):
     1. Before opset 21 GroupNormalization has one scale per group.
     2. channels_last: the standard operator is channels-first only.
-    3. bfloat16: ONNX Runtime CPU cannot run the operator's expansion in it.
+    3. bfloat16, or a type that is not known: ONNX Runtime CPU cannot run the operator's expansion in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.lower.standard import attributes_of, builder_for, element_type, replacement
+from onnxnorm.passes.lower.standard import attributes_of, builder_for, known_type, replacement
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -36,7 +36,7 @@ class LowerGroupNormToStandard(Rule):
             raise Refusal("GroupNormalization with one scale per channel came with opset 21", opset=context.opset)
         if attributes_of(norm)["channels_last"]:
             raise Refusal("GroupNormalization is channels-first only", channels_last=1)
-        if element_type(norm) == ir.DataType.BFLOAT16:
+        if known_type(norm) == ir.DataType.BFLOAT16:
             raise Refusal("ONNX Runtime CPU does not run GroupNormalization in bfloat16")
 
     def rewrite(self, match: Match, context: Context) -> Replacement:

@@ -3,7 +3,7 @@
 Refused (the general rule lower/body-to-standard then writes it in primitive operators):
     1. RMSNormalization came with opset 23.
     2. The axes are not the last ones in a row, or the rank of X is not known and axes are not all negative.
-    3. bfloat16: ONNX Runtime CPU cannot run the operator's expansion in it.
+    3. bfloat16, or a type that is not known: ONNX Runtime CPU cannot run the operator's expansion in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import rank_of
-from onnxnorm.passes.lower.standard import attributes_of, builder_for, element_type, replacement
+from onnxnorm.passes.lower.standard import attributes_of, builder_for, known_type, replacement
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -36,7 +36,7 @@ class LowerRMSNormToStandard(Rule):
         if context.opset < 23:
             raise Refusal("RMSNormalization came with opset 23", opset=context.opset)
         _first_axis(norm)
-        if element_type(norm) == ir.DataType.BFLOAT16:
+        if known_type(norm) == ir.DataType.BFLOAT16:
             raise Refusal("ONNX Runtime CPU does not run RMSNormalization in bfloat16")
 
     def rewrite(self, match: Match, context: Context) -> Replacement:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.graph import node_name
+from onnxnorm.passes.lower.function_bodies import ANY_ELEMENT
 from onnxnorm.passes.rule import Context, Refusal, Replacement
 from onnxnorm.spec.body import MIN_OPSET, BodyBuilder
 from onnxnorm.spec.record import DOMAIN, NormSpec
@@ -27,8 +28,8 @@ def attributes_of(node: ir.Node) -> dict[str, Any]:
     return {name: item.value for name, item in node.attributes.items()}
 
 
-def element_type(node: ir.Node) -> ir.DataType:
-    """X's element type; Refusal when it is not known or the opset is too old for a body."""
+def known_type(node: ir.Node) -> ir.DataType:
+    """X's element type; Refusal when it is not known."""
     dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
     if dtype is None:
         raise Refusal("the element type of X is not known")
@@ -36,10 +37,11 @@ def element_type(node: ir.Node) -> ir.DataType:
 
 
 def builder_for(node: ir.Node, context: Context) -> BodyBuilder:
-    """A builder that emits standard nodes in place of this node."""
+    """A builder that emits standard nodes in place of this node, for any element type where X's is not known."""
     if context.opset < MIN_OPSET:
         raise Refusal(f"standard form needs opset {MIN_OPSET} or newer", opset=context.opset)
-    return BodyBuilder(context.opset, [element_type(node)], attributes_of(node))
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None and not context.in_function else None
+    return BodyBuilder(context.opset, ANY_ELEMENT if dtype is None else (dtype,), attributes_of(node))
 
 
 def replacement(
