@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxnorm import nn
     from onnxnorm.errors import ExportError, ModelError, OnnxnormError, RuntimeUnavailable, UsageError
-    from onnxnorm.export.exporter import export
+    from onnxnorm.exporter.export import export
     from onnxnorm.parity import check
     from onnxnorm.passes.pipeline import optimize
     from onnxnorm.runtime.library import library_path
@@ -25,7 +25,7 @@ _HOMES = {
     "RuntimeUnavailable": "onnxnorm.errors",
     "UsageError": "onnxnorm.errors",
     "check": "onnxnorm.parity",
-    "export": "onnxnorm.export.exporter",
+    "export": "onnxnorm.exporter.export",
     "library_path": "onnxnorm.runtime.library",
     "optimize": "onnxnorm.passes.pipeline",
     "register": "onnxnorm.runtime.session",

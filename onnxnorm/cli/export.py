@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports and writes."""
-    from onnxnorm.export.exporter import export
+    from onnxnorm.exporter.export import export
     from onnxnorm.parity.module_spec import load_module
 
     module, example = load_module(arguments.module)

@@ -99,7 +99,7 @@ class Engine:
             )
             self._decisions.append(decision)
         earlier = self._decisions[index]
-        rules = earlier.rule if earlier.rule == rule.id else f"{earlier.rule}, {rule.id}"
+        rules = ", ".join(dict.fromkeys([*(earlier.rule or "").split(", "), rule.id]))
         self._decisions[index] = replace(
             earlier,
             action=rule.action,
@@ -131,11 +131,11 @@ def _describe(node: ir.Node, rule: Rule, match: Match, context: Context) -> None
         history += [item for item in old.metadata_props.get(RULE_KEY, "").split(",") if item and item not in history]
         for key, text in old.metadata_props.items():
             node.metadata_props.setdefault(key, text)
-    node.metadata_props[RULE_KEY] = ",".join([*history, rule.id])
-    if node.name is None:
+    node.metadata_props[RULE_KEY] = ",".join(dict.fromkeys([*history, rule.id]))
+    if not node.name:
         node.name = context.fresh_name(node.op_type)
     for value in node.outputs:
-        if value.name is None:
+        if not value.name:
             value.name = context.fresh_name(f"{node.name}_out")
 
 

@@ -37,9 +37,7 @@ class Gelu(OpRun):
 
     op_domain = ""
 
-    def _run(  # type: ignore[override]
-        self, x: Any, approximate: str | None = None
-    ) -> tuple[Any]:
+    def _run(self, x: Any, approximate: str | None = None) -> tuple[Any]:
         if approximate == "tanh":
             return (0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))),)
         return (activate(x, "gelu"),)
@@ -53,7 +51,7 @@ class BatchNormalization(OpRun):
 
     op_domain = ""
 
-    def _run(  # type: ignore[override]
+    def _run(
         self,
         x: Any,
         scale: Any,
@@ -84,4 +82,30 @@ class BatchNormalization(OpRun):
         return y.astype(x.dtype)
 
 
-REFERENCE_OPS = [BatchNormalization, ConvTranspose, Gelu]
+class GroupNormalization(OpRun):
+    """In the type of its input: the operator's expansion computes the statistics in float32."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Any, scale: Any, bias: Any, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+    ) -> tuple[Any]:
+        groups = x.reshape(x.shape[0], num_groups, -1)
+        centred = groups - groups.mean(axis=2, keepdims=True)
+        y = centred / np.sqrt(np.square(centred).mean(axis=2, keepdims=True) + epsilon)
+        scale, bias = (part.repeat(x.shape[1] // part.size) for part in (scale, bias))  # one per group before opset 21
+        spread = (-1, *(1,) * (x.ndim - 2))
+        return ((y.reshape(x.shape) * scale.reshape(spread) + bias.reshape(spread)).astype(x.dtype),)
+
+
+class RMSNormalization(OpRun):
+    """In the type of its input: the evaluator's own takes no stash_type but float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, scale: Any, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> tuple[Any]:
+        over = tuple(range(axis % x.ndim, x.ndim))
+        return ((x / np.sqrt(np.square(x).mean(axis=over, keepdims=True) + epsilon) * scale).astype(x.dtype),)
+
+
+REFERENCE_OPS = [BatchNormalization, ConvTranspose, Gelu, GroupNormalization, RMSNormalization]

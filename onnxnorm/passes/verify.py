@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from onnxnorm.norms import all_specs
+from onnxnorm.passes.graph import tensor_of
 from onnxnorm.passes.reference_ops import REFERENCE_OPS
 from onnxnorm.passes.rule import Context, Match, Replacement
 from onnxnorm.spec.body import MIN_OPSET, function_body
@@ -78,8 +79,7 @@ def _outer_inputs(nodes: Iterable[ir.Node]) -> list[ir.Value]:
 def _constant(value: ir.Value) -> npt.NDArray[Any] | None:
     if "exact" in value.meta and value.graph is None:
         return np.asarray(value.meta["exact"])
-    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
-    return None if tensor is None else np.asarray(tensor.numpy())
+    return tensor_of(value)
 
 
 def _sample(inputs: Sequence[ir.Value], shrink: bool) -> list[npt.NDArray[Any]]:

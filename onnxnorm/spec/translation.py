@@ -1,7 +1,7 @@
 """How a PyTorch operator becomes an onnxnorm node: the small vocabulary in which a norm's file says it.
 
 The class is abstract so that a norm's file needs neither torch nor onnxscript; the exporter supplies the one
-implementation (``onnxnorm.export.translation``).
+implementation (``onnxnorm.exporter.translation``).
 """
 
 from __future__ import annotations

@@ -34,3 +34,11 @@ def test_every_public_name_resolves() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(onnxnorm, "no_such_name")
+
+
+def test_no_package_takes_the_name_of_a_function() -> None:
+    code = (
+        "import pkgutil, onnxnorm; names = {item.name for item in pkgutil.iter_modules(onnxnorm.__path__)};"
+        "print(names & {name for name in onnxnorm.__all__ if callable(getattr(onnxnorm, name))})"
+    )
+    assert _run(code) == "set()"

@@ -56,13 +56,12 @@ class FuseGroupNormalization(Rule):
 
 def check_standard_norm(norm: ir.Node, context: Context) -> None:
     """Refusal unless a standard norm's element type and stash_type are ones that onnxnorm's op honours."""
+    if context.in_function:
+        raise Refusal("it stands in a model-local function")
     dtype = norm.inputs[0].dtype if norm.inputs[0] is not None else None
     if dtype not in FLOAT_TYPES:
-        raise Refusal(
-            "its element type is not known" if dtype is None else "its element type has no kernel", dtype=dtype
-        )
+        known = {} if dtype is None else {"dtype": dtype.name.lower()}
+        raise Refusal("its element type " + ("has no kernel" if known else "is not known"), **known)
     stash = attribute(norm, "stash_type", 1)
     if stash in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         raise Refusal("stash_type asks for statistics in a half type", stash_type=stash)
-    if context.in_function:
-        raise Refusal("it stands in a model-local function")

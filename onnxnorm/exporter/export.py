@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 
 from onnxnorm.errors import ExportError, OnnxnormError, UsageError
-from onnxnorm.export.opset import OLDEST_OPSET, export_at
-from onnxnorm.export.translation import translation_table
+from onnxnorm.exporter.opset import OLDEST_OPSET, export_at
+from onnxnorm.exporter.translation import translation_table
 from onnxnorm.passes.pipeline import Provider, Result, Target, check_options, run_pipeline
 from onnxnorm.runtime.environment import newest_opset
 from onnxnorm.spec.schema import register_schemas

@@ -1,1 +1,0 @@
-"""From a PyTorch module to an ONNX model."""

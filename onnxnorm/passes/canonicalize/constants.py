@@ -1,0 +1,114 @@
+"""Computes what depends on constants only, and makes initializers of Constant nodes.
+
+Left as it is: what reads an initializer that a caller may override or an attribute of the function that it stands in,
+graph outputs, what ``evaluate`` does not know, and large tensors unless only their layout changes and nothing else
+reads them (so that a model never grows).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxnorm.passes.canonicalize.evaluate import KNOWN, LAYOUT, Array, cast, evaluate
+from onnxnorm.passes.graph import (
+    STANDARD,
+    all_graphs,
+    constant_tensor,
+    has_references,
+    holds_initializers,
+    is_op,
+    sole_consumer,
+)
+
+#: Tensors of more elements are large.
+_SMALL = 8192
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Replaces nodes by what they compute, in every graph."""
+    for graph, opset, in_function in all_graphs(model):
+        as_initializer = holds_initializers(model, in_function)
+        for node in list(graph):
+            result = _constant_result(node, opset or 0)
+            if result is None:
+                continue
+            old = node.outputs[0]
+            new = _initializer(old, result, graph) if as_initializer else _constant_node(old, result, graph, node)
+            old.replace_all_uses_with(new)
+            graph.remove(node, safe=True)
+
+
+def _constant_result(node: ir.Node, opset: int) -> Array | None:
+    known = node.domain in STANDARD and (node.op_type in KNOWN or node.op_type in ("CastLike", "Shape"))
+    if not known or opset < 7 or len(node.outputs) != 1 or node.outputs[0].is_graph_output() or has_references(node):
+        return None
+    if node.op_type == "Shape":
+        return _static_shape(node)
+    if node.op_type == "CastLike":
+        return _cast_like(node)
+    tensors = [constant_tensor(value) for value in node.inputs]
+    for value, tensor in zip(node.inputs, tensors, strict=True):
+        if value is not None and (tensor is None or tensor.dtype == ir.DataType.STRING):
+            return None
+        layout = node.op_type in LAYOUT and value is not None and sole_consumer(value) is node
+        if tensor is not None and tensor.size > _SMALL and not layout:
+            return None
+    return evaluate(node, [None if tensor is None else np.asarray(tensor.numpy()) for tensor in tensors], opset)
+
+
+def _static_shape(node: ir.Node) -> Array | None:
+    value = node.inputs[0]
+    if value is None or value.shape is None:
+        return None
+    start, end = (None if name not in node.attributes else node.attributes[name].as_int() for name in ("start", "end"))
+    sizes = list(value.shape)[start:end]
+    return np.array(sizes, np.int64) if all(isinstance(size, int) for size in sizes) else None
+
+
+def _cast_like(node: ir.Node) -> Array | None:
+    """CastLike of a constant: of its second input only the type counts, which need not be constant."""
+    tensor, like = constant_tensor(node.inputs[0]), node.inputs[1]
+    if tensor is None or like is None or like.dtype is None or tensor.size > _SMALL:
+        return None
+    return cast(np.asarray(tensor.numpy()), like.dtype)
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Makes initializers of the dense Constant nodes of the main graph and its subgraphs, but for strings."""
+    for graph, _, in_function in all_graphs(model):
+        if not holds_initializers(model, in_function):
+            continue
+        lifted = []
+        for node in graph:
+            if not is_op(node, "Constant") or node.outputs[0].is_graph_output():
+                continue
+            tensor = constant_tensor(node.outputs[0])
+            if tensor is not None and tensor.dtype != ir.DataType.STRING:
+                old = node.outputs[0]
+                old.replace_all_uses_with(_registered(old, tensor, graph))
+                lifted.append(node)
+        graph.remove(lifted, safe=True)
+
+
+def _initializer(old: ir.Value, array: Array, graph: ir.Graph) -> ir.Value:
+    return _registered(old, ir.tensor(array, name=old.name), graph)
+
+
+def _registered(old: ir.Value, tensor: ir.TensorProtocol, graph: ir.Graph) -> ir.Value:
+    """An initializer in the place of a node's output, with its name and metadata."""
+    if tensor.name != old.name:  # the name under which it is stored; the given tensor may be the caller's
+        tensor = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=old.name)
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=old.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+    value.metadata_props.update(old.metadata_props)
+    graph.register_initializer(value)
+    return value
+
+
+def _constant_node(old: ir.Value, array: Array, graph: ir.Graph, place: ir.Node) -> ir.Value:
+    node = ir.node("Constant", [], {"value": ir.tensor(array)}, name=place.name)
+    new = node.outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    graph.insert_before(place, node)
+    return new

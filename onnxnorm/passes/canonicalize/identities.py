@@ -1,0 +1,41 @@
+"""Passes over Identity, and over Dropout in inference, which is one.
+
+A node whose result is a graph output stays: the output's name is the user's.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxnorm.passes.graph import all_graphs, is_op, tensor_of
+
+
+def skip_identities(model: ir.Model) -> None:
+    """Readers of an Identity read its input instead; the node is left without readers."""
+    for graph, opset, _ in all_graphs(model):
+        for node in graph:
+            if node.inputs and node.inputs[0] is not None and _passes_on(node, opset or 0):
+                _forward(node.outputs[0], node.inputs[0])
+
+
+def _passes_on(node: ir.Node, opset: int) -> bool:
+    if node.outputs[0].is_graph_output():
+        return False
+    if is_op(node, "Identity"):
+        return True
+    if not is_op(node, "Dropout") or opset < 7:
+        return False
+    if any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
+        return False
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return True
+    training = tensor_of(node.inputs[2])
+    return training is not None and training.size == 1 and not training.item()
+
+
+def _forward(output: ir.Value, source: ir.Value) -> None:
+    if source.type is None:
+        source.type = output.type
+    if source.shape is None:
+        source.shape = output.shape
+    output.replace_all_uses_with(source)

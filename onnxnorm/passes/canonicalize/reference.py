@@ -1,0 +1,76 @@
+"""Operators that only move data or compare, computed by ONNX's reference evaluator.
+
+They are the ones with which exporters make parameters (a constant bias is Expand of a scalar, padded branch weights are
+Pad) and whose meaning has not changed since opset 13. Only small results are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+#: Since which opset they mean what they mean today.
+OLDEST_OPSET = 13
+#: Results of more elements are not made.
+LARGEST = 1 << 18
+
+OPERATORS = frozenset(
+    {
+        *("ConstantOfShape", "Expand", "GatherElements", "GatherND", "Pad", "Range", "ScatterElements"),
+        *("ScatterND", "Size", "Tile", "Trilu"),
+        *("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Where"),
+        *("Ceil", "Clip", "Floor", "Max", "Min", "ReduceMax", "ReduceMin", "ReduceProd"),
+    }
+)
+
+
+def from_reference(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None], opset: int) -> npt.NDArray[Any] | None:
+    """The node's one result, None when it is large, or when the evaluator cannot make it."""
+    if opset < OLDEST_OPSET or _largest_result(node, inputs) > LARGEST:
+        return None
+    names = ["" if value is None else f"x{index}" for index, value in enumerate(inputs)]
+    proto = onnx.helper.make_node(node.op_type, names, ["y"])
+    proto.attribute.extend(ir.serde.serialize_attribute(item) for item in node.attributes.values())
+    given = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
+    graph = onnx.helper.make_graph(
+        [proto],
+        "constant",
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in given],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UNDEFINED, None)],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        with np.errstate(all="ignore"):
+            result = np.asarray(next(iter(ReferenceEvaluator(model).run(None, given))))
+    except Exception:  # whatever the evaluator does not know stays in the graph
+        return None
+    wanted = node.outputs[0].dtype
+    return result if wanted is None or result.dtype == wanted.numpy() else None
+
+
+def _largest_result(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None]) -> float:
+    """How many elements the result has, at most; a file may ask for any number."""
+    given = [value for value in inputs if value is not None]
+    first = given[0] if given else np.zeros(0)
+    kind = node.op_type
+    if kind == "ConstantOfShape":
+        return math.prod(float(size) for size in first.reshape(-1))
+    if kind == "Expand":
+        padded = (1,) * (given[1].size - first.ndim) + first.shape
+        sizes = [1] * (first.ndim - given[1].size) + given[1].reshape(-1).tolist()
+        return math.prod(float(max(pair)) for pair in zip(padded, sizes, strict=True))
+    if kind == "Tile":
+        return first.size * math.prod(float(count) for count in given[1].reshape(-1))
+    if kind == "Pad":
+        return math.prod(float(size + np.abs(given[1]).sum()) for size in first.shape)
+    if kind == "Range":
+        start, limit, step = (float(value.reshape(())) for value in given)
+        return abs((limit - start) / step) + 1 if step else math.inf
+    return math.prod(float(value.size) for value in given)

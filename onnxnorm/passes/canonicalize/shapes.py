@@ -1,0 +1,103 @@
+"""Types and shapes of all values, by ONNX's own shape inference.
+
+onnx_ir's pass is not used: it takes time quadratic in the number of initializers, reorders them, gives up on the whole
+model at the first node that it cannot infer, and prints a traceback then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import onnx
+import onnx.shape_inference
+import onnx_ir as ir
+
+from onnxnorm.passes.graph import STANDARD, all_graphs
+
+logger = logging.getLogger(__name__)
+
+#: Operators that keep type and shape, but that ONNX's inference knows nothing about: shown to it as Identity.
+_KEEP_SHAPE = frozenset({"GroupNormalization"})
+#: Initializers up to this size (shapes, axes) are shown to the inference, larger ones by type and shape only.
+_SMALL = 1024
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Completes types and shapes of the values that nodes make; the graph's inputs stay as they are."""
+    try:
+        with _without_data(model):
+            proto = ir.to_proto(model)
+        _show_as_identity(proto.graph)
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    except Exception as error:  # only less is known then: rules that need a shape refuse
+        logger.info("shape inference failed: %s", " ".join(str(error).split())[:300])
+        return
+    _merge(model.graph, inferred.graph)
+
+
+@contextlib.contextmanager
+def _without_data(model: ir.Model) -> Iterator[None]:
+    """Puts an empty reference in the place of each large initializer."""
+    kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    for graph, _, _ in all_graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= _SMALL:
+                continue
+            kept.append((value, tensor))
+            value.const_value = ir.ExternalTensor(
+                "none", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
+            )
+    try:
+        yield
+    finally:
+        for value, tensor in kept:
+            value.const_value = tensor
+
+
+def _show_as_identity(proto: onnx.GraphProto) -> None:
+    for node in proto.node:
+        if node.op_type in _KEEP_SHAPE and node.domain in STANDARD and node.input:
+            node.op_type = "Identity"
+            del node.input[1:]
+            node.ClearField("attribute")
+        for attribute in node.attribute:
+            for inner in _protos_of(attribute):
+                _show_as_identity(inner)
+
+
+def _merge(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Copies what was inferred; nodes of the graph and of its proto stand in the same order."""
+    known = {info.name: info.type for info in (*proto.value_info, *proto.output)}
+    for node, node_proto in zip(graph, proto.node, strict=True):
+        for value in node.outputs:
+            if value.name in known:
+                _set_type(value, known[value.name])
+        for attribute in node_proto.attribute:
+            for inner, inner_proto in zip(
+                _graphs_of(node.attributes[attribute.name]), _protos_of(attribute), strict=True
+            ):
+                _merge(inner, inner_proto)
+
+
+def _set_type(value: ir.Value, inferred: onnx.TypeProto) -> None:
+    kind = ir.serde.deserialize_type_proto_for_type(inferred)
+    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+    if kind is not None:
+        value.type = kind
+    if shape is not None:
+        value.shape = shape
+
+
+def _graphs_of(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+def _protos_of(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    if attribute.type == onnx.AttributeProto.GRAPH:
+        return [attribute.g]
+    return list(attribute.graphs)
