@@ -178,6 +178,7 @@ def test_half_types_compute_in_float32(kind: type[nn.Module], shape: tuple[int, 
     assert np.abs(y.detach().double().numpy() - truth).max() <= 8 * torch.finfo(dtype).eps * np.abs(truth).max()
 
 
+@pytest.mark.filterwarnings("ignore:var\\(\\). degrees of freedom:UserWarning")
 def test_empty_batch_keeps_its_shape() -> None:
     assert SwitchableNorm2d(6).eval()(torch.zeros(0, 6, 3, 3)).shape == (0, 6, 3, 3)
 

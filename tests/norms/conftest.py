@@ -42,9 +42,9 @@ def cast(sample: Sample, dtype: str) -> list[Array]:
 def truth_and_bound(spec: NormSpec, sample: Sample, dtype: str, eps: float = 8.0) -> tuple[Doubles, Doubles]:
     """The reference on the inputs as cast, and how far from it an element may be.
 
-    The bound is 8 eps of the type, relative to the output's scale. In float64 the reference is computed in the type that
-    it judges, so that it has a rounding error of its own: four times what moving every input by one rounding does to
-    it is allowed on top. With data of mean 1e4 and standard deviation 1 that is 1e4 eps and not 8.
+    The bound is 8 eps of the type, relative to the output's scale. In float64 the reference is computed in the type
+    that it judges, so that it has a rounding error of its own: four times what moving every input by one rounding does
+    to it is allowed on top. With data of mean 1e4 and standard deviation 1 that is 1e4 eps and not 8.
     """
     exact = [value.astype(np.float64) for value in cast(sample, dtype)]
     (truth,) = spec.reference(exact, sample.attributes)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnx.shape_inference
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 

@@ -181,9 +181,8 @@ def test_many_sessions_and_threads_at_once(library: Path) -> None:
     wrong: list[int] = []
 
     def work(current: ort.InferenceSession) -> None:
-        for _ in range(20):
-            if not np.array_equal(run(current, values, "float32"), expected):
-                wrong.append(1)
+        results = (run(current, values, "float32") for _ in range(20))
+        wrong.extend(1 for result in results if not np.array_equal(result, expected))
 
     threads = [threading.Thread(target=work, args=(current,)) for current in sessions for _ in range(2)]
     for thread in threads:

@@ -14,36 +14,36 @@ from onnxnorm.passes.canonicalize import reference
 from onnxnorm.passes.canonicalize.clean import clean
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3) - 2.5
-I = np.array
+A = np.array
 CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "And": ([X > 0, X < 2], {}),
     "Ceil": ([X], {}),
-    "Clip": ([X, I(-1, np.float32), I(1, np.float32)], {}),
-    "ConstantOfShape": ([I([2, 2])], {"value": onnx.numpy_helper.from_array(np.array([3], np.float32))}),
+    "Clip": ([X, A(-1, np.float32), A(1, np.float32)], {}),
+    "ConstantOfShape": ([A([2, 2])], {"value": onnx.numpy_helper.from_array(np.array([3], np.float32))}),
     "Equal": ([X, X.round()], {}),
-    "Expand": ([I([1.5], np.float32), I([4])], {}),
+    "Expand": ([A([1.5], np.float32), A([4])], {}),
     "Floor": ([X], {}),
-    "GatherElements": ([X, I([[0, 2], [1, 1]])], {"axis": 1}),
-    "GatherND": ([X, I([[0, 1], [1, 2]])], {}),
-    "Greater": ([X, I(0, np.float32)], {}),
+    "GatherElements": ([X, A([[0, 2], [1, 1]])], {"axis": 1}),
+    "GatherND": ([X, A([[0, 1], [1, 2]])], {}),
+    "Greater": ([X, A(0, np.float32)], {}),
     "GreaterOrEqual": ([X, X.round()], {}),
-    "Less": ([X, I(0, np.float32)], {}),
+    "Less": ([X, A(0, np.float32)], {}),
     "LessOrEqual": ([X, X.round()], {}),
-    "Max": ([X, I(0, np.float32)], {}),
-    "Min": ([X, I(0, np.float32)], {}),
+    "Max": ([X, A(0, np.float32)], {}),
+    "Min": ([X, A(0, np.float32)], {}),
     "Not": ([X > 0], {}),
     "Or": ([X > 0, X < -1], {}),
-    "Pad": ([X, I([0, 1, 2, 0])], {}),
-    "Range": ([I(1), I(9), I(3)], {}),
+    "Pad": ([X, A([0, 1, 2, 0])], {}),
+    "Range": ([A(1), A(9), A(3)], {}),
     "ReduceMax": ([X], {"keepdims": 1}),
     "ReduceMin": ([X], {"keepdims": 0}),
     "ReduceProd": ([X], {"keepdims": 1}),
-    "ScatterElements": ([X, I([[0, 2], [1, 0]]), I([[9, 8], [7, 6]], np.float32)], {"axis": 1}),
-    "ScatterND": ([X, I([[1, 1]]), I([5], np.float32)], {}),
+    "ScatterElements": ([X, A([[0, 2], [1, 0]]), A([[9, 8], [7, 6]], np.float32)], {"axis": 1}),
+    "ScatterND": ([X, A([[1, 1]]), A([5], np.float32)], {}),
     "Size": ([X], {}),
-    "Tile": ([X, I([2, 1])], {}),
+    "Tile": ([X, A([2, 1])], {}),
     "Trilu": ([X], {"upper": 0}),
-    "Where": ([X > 0, X, I(0, np.float32)], {}),
+    "Where": ([X > 0, X, A(0, np.float32)], {}),
 }
 
 
@@ -80,11 +80,11 @@ def test_is_what_onnx_runtime_computes(op: str, opset: int) -> None:
 @pytest.mark.parametrize(
     ("op", "inputs"),
     [
-        ("Expand", [I([1.0], np.float32), I([1 << 40])]),
-        ("Tile", [X, I([1 << 20, 1 << 20])]),
-        ("ConstantOfShape", [I([1 << 40])]),
-        ("Range", [I(0), I(1 << 40), I(1)]),
-        ("Pad", [X, I([0, 1 << 40, 0, 0])]),
+        ("Expand", [A([1.0], np.float32), A([1 << 40])]),
+        ("Tile", [X, A([1 << 20, 1 << 20])]),
+        ("ConstantOfShape", [A([1 << 40])]),
+        ("Range", [A(0), A(1 << 40), A(1)]),
+        ("Pad", [X, A([0, 1 << 40, 0, 0])]),
     ],
 )
 def test_large_results_are_not_made(op: str, inputs: list[Any]) -> None:
@@ -94,5 +94,5 @@ def test_large_results_are_not_made(op: str, inputs: list[Any]) -> None:
 
 
 def test_before_opset_13_they_stay() -> None:
-    model = ir.from_proto(_model("Expand", [I([1.0], np.float32), I([2])], {}, 12))
+    model = ir.from_proto(_model("Expand", [A([1.0], np.float32), A([2])], {}, 12))
     assert reference.from_reference(model.graph[0], CASES["Expand"][0], 12) is None
