@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,14 @@ def _load_file(path: Path) -> ir.Model:
 def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if not proto.HasField("graph") or not proto.opset_import or proto.ir_version <= 0:
         raise ModelError(f"{name} is not an ONNX model: it has no graph, no opset import or no IR version")
+    if proto.graph.sparse_initializer:  # onnx_ir would leave it out
+        found = proto.graph.sparse_initializer[0].values.name
+        raise ModelError(f"{name}: initializer {found!r} is sparse, which is not supported; store it dense")
     try:
         return ir.from_proto(proto)
     except Exception as error:
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # the outer ones say where onnx_ir was, not what is wrong
         raise ModelError(f"{name} cannot be read: {_one_line(error)}") from None
 
 
@@ -80,7 +85,14 @@ def _attach_external_data(model: ir.Model, path: Path) -> None:
             raise ModelError(f"{path}: tensor {tensor.name!r} has its data in {tensor.location!r}, outside {folder}")
         if not target.is_file():
             raise ModelError(f"{path}: tensor {tensor.name!r} has its data in {tensor.location!r}, which is not there")
-        end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+        if tensor.length is not None and tensor.length != tensor.nbytes:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} has {tensor.nbytes} bytes by its type and shape, but names "
+                f"{tensor.length} of {tensor.location!r}"
+            )
+        end = (tensor.offset or 0) + tensor.nbytes
+        if (tensor.offset or 0) < 0:
+            raise ModelError(f"{path}: tensor {tensor.name!r} starts at {tensor.offset} of {tensor.location!r}")
         if end > target.stat().st_size:
             raise ModelError(
                 f"{path}: tensor {tensor.name!r} needs {end} bytes of {tensor.location!r}, which has "
@@ -89,43 +101,70 @@ def _attach_external_data(model: ir.Model, path: Path) -> None:
         tensor.base_dir = folder
 
 
+def _roots(model: ir.Model) -> Iterator[tuple[ir.Graph, Mapping[str, int]]]:
+    """Every graph with the opsets that hold in it: the main graph, functions, and the subgraphs of both."""
+    for root, imports in (
+        (model.graph, model.opset_imports),
+        *((function.graph, function.opset_imports) for function in model.functions.values()),
+    ):
+        yield root, imports
+        for graph in root.subgraphs():
+            yield graph, imports
+
+
 def _tensors(model: ir.Model) -> Iterator[Any]:
-    for graph in model.graphs():
+    for graph, _ in _roots(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.const_value
         for node in graph:
             for attribute in node.attributes.values():
-                if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
                     yield attribute.value
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from attribute.value
 
 
 def _check_operators(model: ir.Model, name: str) -> None:
-    """Every standard operator must exist at the opset that the model imports."""
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+    """Every standard operator must exist at the opset that its graph imports, and read values that exist."""
     functions = {(function.domain, function.name) for function in model.functions.values()}
-    for graph in model.graphs():
+    for graph, imports in _roots(model):
         for node in graph:
-            if (node.domain, node.op_type) in functions:
-                continue
-            if node.domain not in _STANDARD:
-                if node.domain not in model.opset_imports:
-                    raise ModelError(
-                        f"{name}: node {node.name!r} is {node.domain}.{node.op_type}, but the model imports no opset "
-                        f"of {node.domain!r}"
-                    )
-                continue
-            if opset is None:
-                raise ModelError(
-                    f"{name}: node {node.name!r} is {node.op_type}, but the model imports no ai.onnx opset"
-                )
-            if not onnx.defs.has(node.op_type, opset, ""):
-                known = onnx.defs.has(node.op_type)
-                why = f"opset {opset} has no such operator" if known else "ONNX has no such operator"
-                raise ModelError(
-                    f"{name}: node {node.name!r} is {node.op_type!r}: {why}"
-                    + ("; the model needs a newer opset" if known else f"; is its domain, {node.domain!r}, right?")
-                )
+            _check_inputs(node, name)
+            if (node.domain, node.op_type) not in functions:
+                _check_operator(node, imports, name)
+
+
+def _check_inputs(node: ir.Node, name: str) -> None:
+    for value in node.inputs:
+        if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+            continue
+        raise ModelError(f"{name}: node {_called(node)} reads {value.name!r}, which nothing makes")
+
+
+def _check_operator(node: ir.Node, imports: Mapping[str, int], name: str) -> None:
+    where = f"{name}: node {_called(node)} is "
+    if node.domain not in _STANDARD:
+        if node.domain not in imports:
+            raise ModelError(f"{where}{node.domain}.{node.op_type}, but no opset of {node.domain!r} is imported")
+        return
+    opset = imports.get("", imports.get("ai.onnx"))
+    if opset is None:
+        raise ModelError(f"{where}{node.op_type}, but no ai.onnx opset is imported")
+    if onnx.defs.has(node.op_type, opset, ""):
+        return
+    if onnx.defs.has(node.op_type):
+        raise ModelError(f"{where}{node.op_type!r}: opset {opset} has no such operator; the model needs a newer opset")
+    raise ModelError(
+        f"{where}{node.op_type!r}: ONNX has no such operator; is its domain, {node.domain or 'ai.onnx'!r}, right?"
+    )
+
+
+def _called(node: ir.Node) -> str:
+    """The node's name, or its first output's where it has none."""
+    return repr(node.name or next((value.name for value in node.outputs if value.name), "?"))
 
 
 def _check_order(model: ir.Model, name: str) -> None:
@@ -133,36 +172,51 @@ def _check_order(model: ir.Model, name: str) -> None:
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         try:
             graph.sort()
-        except ValueError as error:
-            where = _node_on_cycle(graph)
-            raise ModelError(
-                f"{name}: the graph {graph.name!r} has a cycle: node {where!r} reads, through other nodes, its own "
-                f"output ({_one_line(error)})"
-            ) from None
+        except ValueError:
+            node = next((found for part in (graph, *graph.subgraphs()) if (found := _on_cycle(part))), None)
+            where = "" if node is None else f": node {_called(node)} reads, through other nodes, its own output"
+            raise ModelError(f"{name}: the graph {graph.name!r} has a cycle{where}") from None
 
 
-def _node_on_cycle(graph: ir.Graph) -> str:
-    """A node that no order can place: what is left when nodes whose inputs are known are taken away, walked back."""
-    waiting = {node: {value.producer() for value in node.inputs if value is not None} - {None} for node in graph}
-    ready = [node for node, needs in waiting.items() if not needs]
-    readers: dict[ir.Node, list[ir.Node]] = {}
-    for node, needs in waiting.items():
-        for needed in needs:
-            if needed is not None:
-                readers.setdefault(needed, []).append(node)
+def _on_cycle(graph: ir.Graph) -> ir.Node | None:
+    """A node of the graph that needs its own result, None when there is none."""
+    needs = {node: {source for source in _sources(node) if source.graph is graph} for node in graph}
+    readers: dict[ir.Node, list[ir.Node]] = {node: [] for node in needs}
+    for node, sources in needs.items():
+        for source in sources:
+            readers[source].append(node)
+    waiting = {node: len(sources) for node, sources in needs.items()}
+    ready = [node for node, count in waiting.items() if not count]
     while ready:
         done = ready.pop()
-        waiting.pop(done, None)
-        for reader in readers.get(done, ()):
-            waiting[reader].discard(done)
+        del waiting[done]
+        for reader in readers[done]:
+            waiting[reader] -= 1
             if not waiting[reader]:
                 ready.append(reader)
-    seen: set[ir.Node] = set()
-    current = next(iter(waiting), None)
-    while current is not None and current not in seen:
+    current, seen = next(iter(waiting), None), set[ir.Node]()
+    while current is not None and current not in seen:  # each of these needs another of them: it comes around
         seen.add(current)
-        current = next((needed for needed in waiting[current] if needed in waiting), None)
-    return "?" if current is None else current.name or current.outputs[0].name or current.op_type
+        current = next(source for source in needs[current] if source in waiting)
+    return current
+
+
+def _sources(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes whose results a node reads, itself or in its subgraphs."""
+    inner = [part for attribute in node.attributes.values() for part in _graphs_of(attribute)]
+    for reader in (node, *(item for graph in inner for part in (graph, *graph.subgraphs()) for item in part)):
+        for value in reader.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None:
+                yield producer
+
+
+def _graphs_of(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.is_ref():
+        return []
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -214,7 +268,7 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str
 
 def uses_onnxnorm(model: ir.Model) -> bool:
     """Whether any node of the model, in any of its graphs, is of the domain onnxnorm."""
-    return any(node.domain == DOMAIN for graph in model.graphs() for node in graph)
+    return any(node.domain == DOMAIN for graph, _ in _roots(model) for node in graph)
 
 
 def _one_line(error: Exception) -> str:

@@ -178,9 +178,9 @@ class _SwitchableNorm(nn.Module):
     def _track(self, mean: Tensor, var: Tensor) -> None:
         tracked = self.get_buffer("num_batches_tracked")
         tracked.add_(1)
-        factor = 1.0 / tracked if self.momentum is None else self.momentum
         for name, value in (("running_mean", mean), ("running_var", var)):
             running = self.get_buffer(name)
+            factor = 1.0 / tracked.to(running.dtype) if self.momentum is None else self.momentum
             running.add_((value.detach().to(running.dtype) - running) * factor)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -19,6 +19,7 @@ from onnxnorm.passes.fold.batch_norm_into_conv import FoldBatchNormIntoConv
 from onnxnorm.passes.fold.batch_norm_into_conv_transpose import FoldBatchNormIntoConvTranspose
 from onnxnorm.passes.fold.batch_norm_into_gemm import FoldBatchNormIntoGemm
 from onnxnorm.passes.fold.batch_norm_into_matmul import FoldBatchNormIntoMatMul
+from onnxnorm.passes.form import check_form
 from onnxnorm.passes.fuse.activation import FuseActivation
 from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
 from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
@@ -125,6 +126,7 @@ def run_pipeline(model: ir.Model, *, target: str, disable: Iterable[str] = (), v
     """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``."""
     left_out = frozenset(disable)
     interface = Interface(model)
+    check_form(model)
     clean(model)
     check_nodes(model)
     engine = Engine(model, verify_replacement if verify else None)

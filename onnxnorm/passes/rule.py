@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import is_overridable, node_name, op_name, tensor_of
-from onnxnorm.runtime.arrays import float_info
+from onnxnorm.runtime.arrays import float_info, is_float
 
 
 class Refusal(Exception):
@@ -175,10 +175,10 @@ def check_underflow(weight: npt.NDArray[Any], dtype: ir.DataType, axis: int) -> 
 
 
 def constant_array(value: ir.Value | None, role: str) -> npt.NDArray[Any]:
-    """The value's array.
+    """The value's array of floats.
 
     Raises:
-        Refusal: it is missing, a caller may override it, or it is computed at run time.
+        Refusal: it is missing, a caller may override it, it is computed at run time, or it holds no floats.
 
     """
     if value is None:
@@ -190,4 +190,6 @@ def constant_array(value: ir.Value | None, role: str) -> npt.NDArray[Any]:
         producer = value.producer()
         what = f"computed by {op_name(producer)} {node_name(producer)}" if producer is not None else "a graph input"
         raise Refusal(f"its {role} is not constant: it is {what}", input=value.name)
+    if not is_float(array.dtype):
+        raise Refusal(f"its {role} is no floating-point tensor", input=value.name, dtype=array.dtype)
     return array

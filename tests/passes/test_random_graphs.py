@@ -300,7 +300,12 @@ def graphs(draw: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray], str]:
 
 
 def runs_as_before(lab: Any, outcome: Any, feeds: dict[str, np.ndarray]) -> None:
-    """What ONNX Runtime took before it takes after, with the same result."""
+    """What ONNX Runtime took before it takes after, with the same result.
+
+    Not with a training BatchNormalization: ONNX Runtime writes its statistics into the initializers, shared or not.
+    """
+    if any(node.op_type == "BatchNormalization" and len(node.output) > 1 for node in outcome.before.graph.node):
+        return
     try:
         before = lab.ort(outcome.before, feeds)
     except Exception:

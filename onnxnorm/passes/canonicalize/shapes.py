@@ -39,12 +39,14 @@ def infer_shapes(model: ir.Model) -> None:
 
 @contextlib.contextmanager
 def _without_data(model: ir.Model) -> Iterator[None]:
-    """Puts an empty reference in the place of each large initializer."""
+    """Puts an empty reference in the place of each large initializer, and of each that a caller may override."""
     kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
     for graph, _, _ in all_graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= _SMALL:
+            if tensor is None or isinstance(tensor, ir.ExternalTensor):
+                continue
+            if tensor.nbytes <= _SMALL and not value.is_graph_input():
                 continue
             kept.append((value, tensor))
             value.const_value = ir.ExternalTensor(

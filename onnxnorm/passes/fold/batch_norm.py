@@ -10,7 +10,8 @@ Refused, for every layer:
     2. gamma, beta, mean, var, the layer's weight or bias is not constant, or is a graph input that a caller may
        override.
     3. The layer's output has another consumer, is a graph output, or the layer stands in another graph.
-    4. var + epsilon is not positive and finite in some channel, or a parameter has not the channels' length.
+    4. var + epsilon is not positive and finite in some channel, or a parameter, the weight or the bias has not the
+       shape that the operator asks for.
     5. A folded weight or bias would overflow, underflow or not be finite in the layer's type.
 """
 
@@ -45,8 +46,6 @@ def affine_of(norm: ir.Node, context: Context) -> Affine:
     epsilon = attribute(norm, "epsilon", 1e-5)
     if epsilon is None:
         raise Refusal("its epsilon is an attribute of the function that it stands in")
-    if len(norm.inputs) < 5:
-        raise Refusal("it has not the five inputs of BatchNormalization", inputs=len(norm.inputs))
     roles = ("gamma", "beta", "mean", "variance")
     gamma, beta, mean, var = (
         constant_array(value, role).astype(np.float64) for value, role in zip(norm.inputs[1:5], roles, strict=True)
@@ -122,7 +121,10 @@ class FoldBatchNormIntoLayer(Rule):
         """The layer's bias as it is added, zeros where there is none."""
         if len(layer.inputs) < 3 or layer.inputs[2] is None:
             return np.zeros(channels)
-        return constant_array(layer.inputs[2], f"{self.layer}'s bias").astype(np.float64)
+        bias = constant_array(layer.inputs[2], f"{self.layer}'s bias").astype(np.float64)
+        if bias.shape != (channels,):
+            raise Refusal(f"{self.layer}'s bias has not one value per channel", shape=bias.shape, channels=channels)
+        return bias
 
     def attributes(self, layer: ir.Node) -> dict[str, ir.Attr]:
         """The attributes of the layer that takes its place."""
@@ -149,6 +151,8 @@ class FoldBatchNormIntoLayer(Rule):
         weight_value = layer.inputs[1]
         assert weight_value is not None
         weight = constant_array(weight_value, "weight")
+        if weight.ndim < 2:
+            raise Refusal(f"{self.layer}'s weight has less than two axes", shape=weight.shape)
         dtype = ir.DataType.from_numpy(weight.dtype)
         scaled, axis = self.scale_weight(layer, weight.astype(np.float64), affine.scale)
         check_underflow(scaled, dtype, axis)

@@ -29,6 +29,8 @@ class FoldBatchNormIntoGemm(FoldBatchNormIntoLayer):
         transposed = attribute(layer, "transB", 0)
         if transposed is None:
             raise Refusal("Gemm's transB is an attribute of the function that it stands in")
+        if weight.ndim != 2:
+            raise Refusal("Gemm's B is not a matrix", shape=weight.shape)
         axis = 0 if transposed else 1
         check_channels(scale, weight.shape[axis], layer)
         return weight * along(axis, scale, 2), axis
@@ -40,7 +42,10 @@ class FoldBatchNormIntoGemm(FoldBatchNormIntoLayer):
         beta = attribute(layer, "beta", 1.0)
         if beta is None:
             raise Refusal("Gemm's beta is an attribute of the function that it stands in")
-        return constant_array(layer.inputs[2], "Gemm's C").astype(np.float64) * float(np.float32(beta))
+        added = constant_array(layer.inputs[2], "Gemm's C").astype(np.float64)
+        if added.ndim > 2 or added.shape[-1:] not in ((), (1,), (channels,)):
+            raise Refusal("Gemm's C does not broadcast to its output", shape=added.shape, channels=channels)
+        return added * float(np.float32(beta))
 
     def attributes(self, layer: ir.Node) -> dict[str, ir.Attr]:
         """Beta is in the new C."""

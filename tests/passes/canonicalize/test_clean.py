@@ -53,6 +53,19 @@ def test_shapes_and_indices_that_a_caller_may_override(
     unchanged(lab, model, x(lab), {**x(lab), "k": np.array(other)}, check=False)
 
 
+def test_a_rank_that_a_caller_may_override(lab: Any) -> None:
+    """With the default shape MatMul makes a matrix, with another one BatchNormalization's axis is another."""
+    text = (
+        "(float[4,3] x, int64[K] k) => (float y) { r = Reshape (x, k) m = MatMul (r, w)"
+        " y = BatchNormalization (m, gamma, beta, mean, var) }"
+    )
+    model = lab.model(text, w=lab.array(3, 4), k=np.array([4, 3]), **lab.batch_norm(4))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    feeds = ({"x": lab.array(4, 3)}, {"x": lab.array(4, 3), "k": np.array([1, 4, 3])})
+    outcome = unchanged(lab, model, *feeds, check=False)
+    assert outcome.only.reason.startswith("the rank of MatMul's output is not known")
+
+
 def test_the_default_of_an_input_stays_when_nothing_reads_it(lab: Any) -> None:
     model = lab.model("(float[2,3] x, float[4] k) => (float[2,3] y) { s = Shape (k) y = Neg (x) }", k=lab.array(4))
     outcome = unchanged(lab, model, x(lab))

@@ -316,10 +316,20 @@ def test_refuses_parameters_of_other_lengths(lab: Any, refused: Any) -> None:
     )
 
 
-def test_refuses_missing_inputs(lab: Any, refused: Any) -> None:
-    model = plain(lab)
-    del model.graph.node[1].input[4]
-    refused(model, RULE, "has not the five inputs", check=False)
+def test_refuses_a_bias_of_another_shape(lab: Any, refused: Any) -> None:
+    """onnxscript writes such a bias, (channels, 2), for a Conv3d without one."""
+    model = plain(lab, PLAIN.replace("(x, weight)", "(x, weight, b)"), b=lab.array(4, 2))
+    outcome = refused(model, RULE, "Conv's bias has not one value per channel", check=False)
+    assert outcome.only.values == {"shape": (4, 2), "channels": 4}
+
+
+def test_refuses_a_weight_with_one_axis(lab: Any, refused: Any) -> None:
+    refused(plain(lab, weight=lab.array(4)), RULE, "Conv's weight has less than two axes", check=False)
+
+
+def test_refuses_whole_numbers(lab: Any, refused: Any) -> None:
+    model = plain(lab, gamma=np.ones(4, np.int64))
+    refused(model, RULE, "its gamma is no floating-point tensor", check=False)
 
 
 def half(lab: Any, **changed: Any) -> Any:

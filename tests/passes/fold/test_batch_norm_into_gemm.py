@@ -79,6 +79,18 @@ def test_refuses_another_channel_count(lab: Any, refused: Any) -> None:
     refused(plain(lab, weight=lab.array(3, 5), bias=lab.array(5)), RULE, "Gemm g has 5 output channels", check=False)
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 1, 4), (5, 3)])
+def test_refuses_a_c_that_does_not_fit(lab: Any, refused: Any, shape: tuple[int, ...]) -> None:
+    outcome = refused(
+        plain(lab, bias=lab.array(*shape)), RULE, "Gemm's C does not broadcast to its output", check=False
+    )
+    assert outcome.only.values == {"shape": shape, "channels": 4}
+
+
+def test_refuses_a_b_that_is_no_matrix(lab: Any, refused: Any) -> None:
+    refused(plain(lab, weight=lab.array(1, 3, 4)), RULE, "Gemm's B is not a matrix", check=False)
+
+
 def test_refuses_two_readers(lab: Any, refused: Any) -> None:
     text = PLAIN.replace("[N,4] y)", "[N,4] y, float[N,4] z)").replace("y = B", "z = Relu (g) y = B")
     refused(plain(lab, text), RULE, "the output of Gemm g has 2 readers")
