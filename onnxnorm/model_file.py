@@ -250,6 +250,8 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str
     path = Path(path)
     if not path.parent.is_dir():
         raise ModelError(f"{path.parent} is no folder; make it before saving {path.name}")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give the name of the file to write")
     if external_data is None and too_large(model):
         external_data = path.name + ".data"
     if external_data is not None and Path(external_data).name != external_data:

@@ -9,8 +9,6 @@ from typing import Any
 
 from onnxnorm.errors import UsageError
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
 
 def add_rewrite_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of export and optimize."""
@@ -42,11 +40,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
-
-
-def provider_names(names: Sequence[str]) -> list[str]:
-    """ONNX Runtime's names for "cpu", "cuda" or its own names."""
-    return [_PROVIDERS.get(name.lower(), name) for name in names]
 
 
 def parse_pairs(items: Sequence[str], what: str) -> dict[str, str]:

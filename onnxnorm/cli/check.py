@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 
-from onnxnorm.cli._common import provider_names
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Module, model, how strict."""
@@ -34,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         module,
         arguments.model,
         example,
-        providers=provider_names(arguments.provider) or None,
+        providers=arguments.provider or None,
         factor=arguments.factor,
         seed=arguments.seed,
         samples=arguments.samples,

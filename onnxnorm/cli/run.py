@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from onnxnorm.cli._common import one_line, parse_pairs, print_json, print_table, provider_names
-from onnxnorm.errors import ModelError, UsageError
+from onnxnorm.cli._common import one_line, parse_pairs, print_json, print_table
+from onnxnorm.errors import ModelError, OnnxnormError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs once and writes or summarizes the outputs."""
+    from onnxnorm.runtime.environment import available_provider
     from onnxnorm.runtime.run_files import load_inputs, run_model
     from onnxnorm.runtime.session import InferenceSession
 
@@ -41,10 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         session = InferenceSession(
             arguments.model,
-            providers=provider_names(arguments.provider or ["cpu"]),
+            _silent_options(),
+            providers=[available_provider(name) for name in arguments.provider or ["cpu"]],
             library=False if arguments.no_library else None,
         )
-    except (ModelError, UsageError):
+    except OnnxnormError:
         raise
     except Exception as error:
         raise ModelError(f"{arguments.model} cannot be loaded: {one_line(error)}") from None
@@ -54,6 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
         _save(outputs, Path(arguments.output))
     _report(outputs, arguments)
     return 0
+
+
+def _silent_options() -> Any:
+    """Session options under which ONNX Runtime logs nothing: what goes wrong is raised, and told in one line."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _save(outputs: dict[str, Any], path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass
 
 from onnxnorm.errors import ExportError, OnnxnormError, UsageError
 from onnxnorm.exporter.opset import OLDEST_OPSET, export_at
@@ -61,21 +62,29 @@ def export(
         ExportError: PyTorch cannot export the module.
 
     """
-    _check_arguments(module, mode, opset)
+    _check_arguments(module, args, mode, opset)
     check_options(target, provider, disable)
     register_schemas()
     args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     with _eval_copy(module) as frozen:
         model = _export_raw(frozen, args, dict(kwargs or {}), opset, dynamic_shapes, input_names, output_names)
     _record_inputs(model, args, kwargs)
+    _forget_ones(model)
     return run_pipeline(model, target=target, disable=disable, verify=verify)
 
 
-def _check_arguments(module: Any, mode: str, opset: int | None) -> None:
+def _check_arguments(module: Any, args: Any, mode: str, opset: int | None) -> None:
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"module is {type(module).__name__}; it must be a torch.nn.Module")
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if torch.nn.parameter.is_lazy(tensor):
+            raise UsageError(f"{name!r} of the lazy module has no value yet; run it once before exporting it")
     if mode != "eval":
         raise UsageError(f"mode is {mode!r}; this version exports evaluation graphs, mode='eval'")
+    if not isinstance(args, torch.Tensor | tuple | list):
+        raise UsageError(f"args is {type(args).__name__}; it must be a tensor or a tuple of forward's arguments")
+    if opset is not None and not isinstance(opset, int):
+        raise UsageError(f"opset is {opset!r}; it must be a whole number")
     if opset is not None and not OLDEST_OPSET <= opset <= newest_opset():
         raise UsageError(
             f"opset is {opset}; it must be from {OLDEST_OPSET} to {newest_opset()}, the newest that the installed "
@@ -137,7 +146,9 @@ def _export_raw(
     try:
         with warnings.catch_warnings(), _quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
-            return export_at(run, opset)
+            model = export_at(run, opset)
+            NameFixPass()(model)  # names that the caller gives may be in use inside
+            return model
     except OnnxnormError:
         raise
     except Exception as error:
@@ -147,10 +158,10 @@ def _export_raw(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter logs warnings that no user of ours can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -164,6 +175,25 @@ def _root_cause(error: BaseException) -> str:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {text[:400]}"
+
+
+def _forget_ones(model: ir.Model) -> None:
+    """Makes sizes of 1 inside the graph unknown where an input has a dynamic axis whose example is 1.
+
+    PyTorch notes such an axis as 1 inside the graph while it is dynamic at the input; ONNX Runtime would then fold
+    shapes that are not constant. What is 1 for certain is inferred again.
+    """
+    records = json.loads(model.metadata_props.get(INPUTS_KEY, "[]"))
+    examples = {record["name"]: record["shape"] for record in records}
+    doubtful = any(
+        size == 1 and not isinstance(dim, int)
+        for value in model.graph.inputs
+        for size, dim in zip(examples.get(value.name, ()), value.shape or (), strict=False)
+    )
+    for node in model.graph.all_nodes() if doubtful else ():
+        for value in node.outputs:
+            if value.shape is not None and not value.is_graph_output():
+                value.shape = ir.Shape([None if size == 1 else size for size in value.shape])
 
 
 def _record_inputs(model: ir.Model, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:

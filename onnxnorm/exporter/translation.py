@@ -54,7 +54,22 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         for operator in spec.torch_ops:
             namespace, name = operator.name.split("::")
             table[getattr(getattr(torch.ops, namespace), name).default] = _bound(operator)
+    table[torch.ops.aten.conv3d.default] = _conv3d
     return table
+
+
+def _conv3d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+) -> Any:
+    """Onnxscript 0.7.2 gives a conv3d without bias one of shape [C, 2], which no runtime takes."""
+    strides, pads, dilations = ([*value] * (3 // len(value)) for value in (stride, padding, dilation))
+    return opset18.Conv(input, weight, bias, strides=strides, pads=[*pads, *pads], dilations=dilations, group=groups)
 
 
 def _bound(operator: TorchOp) -> Callable[..., Any]:

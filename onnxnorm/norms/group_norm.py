@@ -72,7 +72,7 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
 
     grouped = b.reshape(b.widen(x), split)
     centred = b.centre(grouped, axes=(4, 3, 1))
-    variance = b.mean(b.op("Mul", centred, centred), axes=(4, 3, 1))
+    variance = b.exact_mean(b.op("Mul", centred, centred), axes=(4, 3, 1))
     deviation = b.op("Sqrt", b.op("Add", variance, b.float_attribute("epsilon")))
     y = b.op("Div", centred, deviation)
     y = b.op("Mul", y, b.reshape(b.widen(scale), per_channel))

@@ -104,7 +104,7 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     centred = b.op("Sub", centred, rest)
     positions = b.op("Mul", before, after)
     unbiased = b.op("Div", *(b.op("Cast", count, to=b.compute) for count in (positions, _less_one(b, positions))))
-    var_in = b.op("Mul", b.mean(b.op("Mul", centred, centred), axes=(3, 1)), unbiased)
+    var_in = b.op("Mul", b.exact_mean(b.op("Mul", centred, centred), axes=(3, 1)), unbiased)
     var_in = b.op("Where", rank_2, b.scalar(0.0), var_in)
 
     # The layer's mean, measured from each channel's own: layer = rough + to_layer.

@@ -136,6 +136,8 @@ class _Functions(TorchFunctionMode):
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every operator: narrow tensors and dtypes among its arguments, and what it returns, become float64."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, switch: _Switch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.switch = switch
@@ -144,6 +146,10 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.higher_order.cond:
+            predicate, if_true, if_false, operands = args
+            with self:
+                return (if_true if bool(predicate) else if_false)(*operands)
         if not self.switch.on:
             return func(*args, **kwargs)
         if func is _aten.view.dtype:

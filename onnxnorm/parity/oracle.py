@@ -11,7 +11,7 @@ carries a note.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,7 +157,9 @@ class Oracle:
     def _outputs(
         self, duplicate: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[NamedArray, ...], list[str]]:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _eager(duplicate):
+        # Compiled code (of a submodule, of torch.cond's branches) would not see the float64 modes.
+        eager = torch.compiler.set_stance("force_eager")
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), eager:
             torch.manual_seed(self.seed)
             arrays, notes = output_arrays(duplicate(*args, **kwargs))
         return tuple(arrays), notes
@@ -167,18 +169,6 @@ def one_line(error: BaseException) -> str:
     """An error as one line of at most 300 characters, its type in front."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-@contextlib.contextmanager
-def _eager(module: torch.nn.Module) -> Iterator[None]:
-    """Submodules that ``module.compile()`` compiled run as written: compiled code does not see the float64 modes."""
-    compiled = [part for part in module.modules() if getattr(part, "_compiled_call_impl", None) is not None]
-    wrapped = any(hasattr(part, "_orig_mod") for part in module.modules())
-    if not compiled and not wrapped:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _in_float32(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onnxnorm.errors import UsageError
 from onnxnorm.parity.outputs import NamedArray
 from onnxnorm.runtime.arrays import from_ort, to_ort
+from onnxnorm.runtime.environment import available_provider
 
 if TYPE_CHECKING:
     from onnxnorm.parity.inputs import Sample
@@ -49,7 +50,7 @@ def variants(source: Source, providers: Sequence[Any] | None) -> list[Variant]:
     """
     from onnxnorm.runtime.library import has_library
 
-    wanted = [_provider(item) for item in (providers if providers else [CPU])]
+    wanted = [_named(item) for item in (providers if providers else [CPU])]
     found: list[Variant] = []
     for name, options in wanted:
         kind = "cuda" if name == "CUDAExecutionProvider" and has_library("cuda") else "cpu"
@@ -99,15 +100,7 @@ def run_session(session: Any, sample: Sample) -> tuple[NamedArray, ...]:
     return tuple(NamedArray(name, from_ort(value)) for name, value in zip(names, values, strict=True))
 
 
-def _provider(item: Any) -> tuple[str, dict[str, Any]]:
+def _named(item: Any) -> tuple[str, dict[str, Any]]:
     """``"cpu"``, ``"CPUExecutionProvider"`` or ``(name, options)`` -> ONNX Runtime's name and the options."""
-    import onnxruntime
-
     name, options = (item, {}) if isinstance(item, str) else (item[0], dict(item[1]))
-    available = onnxruntime.get_available_providers()
-    for full in available:
-        if name.lower() in (full.lower(), full.lower().removesuffix("executionprovider")):
-            return full, options
-    raise UsageError(
-        f"provider {name!r} is not in this ONNX Runtime ({onnxruntime.__version__}); available: {', '.join(available)}"
-    )
+    return available_provider(name), options

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import onnx
 import onnx_ir as ir
 
-from onnxnorm.errors import UsageError
+from onnxnorm.errors import ModelError, UsageError
 from onnxnorm.model_file import load_model, save_model
 from onnxnorm.passes.canonicalize.clean import clean
 from onnxnorm.passes.decision import Decision
@@ -106,7 +106,13 @@ def optimize(
     """
     check_options(target, provider, disable)
     register_schemas()
-    return run_pipeline(load_model(model), target=target, disable=disable, verify=verify)
+    loaded = load_model(model)
+    try:
+        return run_pipeline(loaded, target=target, disable=disable, verify=verify)
+    except ModelError as error:
+        if isinstance(model, str | os.PathLike):
+            raise ModelError(f"{os.fspath(model)}: {error}") from None
+        raise
 
 
 def check_options(target: str, provider: str, disable: Iterable[str]) -> None:

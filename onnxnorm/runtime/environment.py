@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 from types import ModuleType
 
-from onnxnorm.errors import RuntimeUnavailable
+from onnxnorm.errors import RuntimeUnavailable, UsageError
 
 #: The oldest ONNX Runtime that the native library supports.
 OLDEST = (1, 20)
@@ -36,6 +36,23 @@ def onnxruntime_module() -> ModuleType:
         )
     module: ModuleType = onnxruntime
     return module
+
+
+def available_provider(name: str) -> str:
+    """ONNX Runtime's name of an execution provider given as "cpu", "cuda" or by that name.
+
+    Raises:
+        UsageError: this ONNX Runtime has no such provider; it would silently take another one.
+
+    """
+    onnxruntime = onnxruntime_module()
+    available: list[str] = onnxruntime.get_available_providers()
+    for full in available:
+        if name.lower() in (full.lower(), full.lower().removesuffix("executionprovider")):
+            return full
+    raise UsageError(
+        f"provider {name!r} is not in this ONNX Runtime ({onnxruntime.__version__}); available: {', '.join(available)}"
+    )
 
 
 def version_of(text: str) -> tuple[int, int]:

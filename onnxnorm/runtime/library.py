@@ -32,7 +32,7 @@ def library_path(provider: str = "cpu") -> Path:
         raise UsageError(f"provider is {provider!r}; it must be one of {', '.join(map(repr, _FILE_NAMES))}")
     override = os.environ.get(LIBRARY_VARIABLE)
     if override:
-        path = Path(override)
+        path = Path(override).resolve()
         if not path.is_file():
             raise RuntimeUnavailable(f"{LIBRARY_VARIABLE} names {override!r}, which is no file")
         return path
@@ -48,7 +48,11 @@ def library_path(provider: str = "cpu") -> Path:
 
 
 def has_library(provider: str = "cpu") -> bool:
-    """Whether library_path(provider) finds a library."""
+    """Whether library_path(provider) finds a library; also when ONNXNORM_LIBRARY names one that is not there, so that
+    using it fails rather than running slowly without it.
+    """
+    if os.environ.get(LIBRARY_VARIABLE):
+        return True
     try:
         library_path(provider)
     except RuntimeUnavailable:

@@ -205,6 +205,15 @@ class BodyBuilder:
                 x = self.op("ReduceMean", x, axes=[axis], keepdims=1)
         return x
 
+    def exact_mean(self, x: ir.Value, axes: Sequence[int] | ir.Value) -> ir.Value:
+        """The mean plus the mean of what is left: the long sum of squares loses digits in one chain."""
+
+        def reduce(value: ir.Value) -> ir.Value:
+            return self.mean_over(value, axes) if isinstance(axes, ir.Value) else self.mean(value, axes)
+
+        mean = reduce(x)
+        return self.op("Add", mean, reduce(self.op("Sub", x, mean)))
+
     def centre(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
         """X - mean(x), twice: the second time takes away what rounding of a large mean left."""
         x = self.op("Sub", x, self.mean(x, axes))
