@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def backend() -> ModuleType:
-    pytest.importorskip("scikit_build_core")
     spec = importlib.util.spec_from_file_location("onnxnorm_build_backend", ROOT / "ops" / "build_backend.py")
     assert spec is not None
     assert spec.loader is not None
