@@ -7,7 +7,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from onnxnorm.nn.operators import composite
+from onnxnorm.nn.operators import composite, computing_dtype
+from onnxnorm.nn.running import momentum_share
+from onnxnorm.nn.training import (
+    batch_axes,
+    bessel,
+    mean_over,
+    moved,
+    require_positions,
+    require_values,
+    size_over,
+)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,7 +46,7 @@ def _blend(
 ) -> Tensor:
     """Normalizes (N, C, S) or (N, C) by the weighted statistics; the half types compute in float32 as torch.nn does."""
     flat = x.flatten(2) if x.dim() > 2 else x
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    dtype = computing_dtype(x)
     flat = flat.to(dtype)
     per_channel = (1, -1) if x.dim() == 2 else (1, -1, 1)
     mean_bn, var_bn = (value.to(dtype).view(per_channel) for value in batch)
@@ -73,6 +83,64 @@ def switchable_norm(
 
     """
     return _blend(input, weight, bias, mean_weight, var_weight, (running_mean, running_var), eps)
+
+
+@composite(
+    "switchable_norm_training(Tensor input, Tensor weight, Tensor bias, Tensor mean_weight, Tensor var_weight, "
+    "Tensor running_mean, Tensor running_var, Tensor momentum, float eps=1e-05) -> (Tensor, Tensor, Tensor)"
+)
+def switchable_norm_training(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean_weight: Tensor,
+    var_weight: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``onnxnorm::switchable_norm_training``: the batch's own statistics in place of the running ones, which move.
+
+    Args:
+        input: (N, C) or (N, C, *).
+        weight, bias, running_mean, running_var: (C,).
+        mean_weight, var_weight: (3,), after the softmax, in the order instance, layer, batch.
+        momentum: one element, the share of this batch in the next running statistics.
+        eps: added to the variance.
+
+    Returns:
+        The result, the next running mean and the next running variance.
+
+    Raises:
+        ValueError: one value per channel, or one position, whose unbiased variance is 0/0.
+
+    """
+    require_values(input)
+    if input.dim() > 2:
+        require_positions(input)
+    mean, var = _batch_statistics(input)
+    y = _blend(input, weight, bias, mean_weight, var_weight, (mean, var), eps)
+    count = size_over(input, batch_axes(input))
+    return y, moved(running_mean, mean, momentum, count), moved(running_var, var, momentum, count)
+
+
+def _batch_statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the batch per channel, (C,): the authors' mean over the items of var_in + mean_in^2.
+
+    Where there are no values they are 0, so that the state can stay as it is.
+    """
+    x = input.to(computing_dtype(input))
+    if x.dim() == 2:
+        mean = mean_over(x, [0])
+        var = mean_over((x - mean).square(), [0]) * bessel(x.shape[0])
+        return mean.flatten(), var.flatten()
+    flat = x.flatten(2)
+    mean_in = mean_over(flat, [2])
+    var_in = mean_over((flat - mean_in).square(), [2]) * bessel(flat.shape[2])
+    mean = mean_over(mean_in, [0])
+    var = mean_over(var_in, [0]) + mean_over((mean_in - mean).square(), [0])
+    return mean.flatten(), var.flatten()
 
 
 class _SwitchableNorm(nn.Module):
@@ -134,9 +202,7 @@ class _SwitchableNorm(nn.Module):
         self._check_input(x)
         mean_weight, var_weight = self._branch_weights()
         if self.training and self.using_bn:
-            batch = self._batch_statistics(x)
-            self._track(*batch)
-            return _blend(x, self.weight, self.bias, mean_weight, var_weight, batch, self.eps)
+            return self._train(x, mean_weight, var_weight)
         if self.using_bn:
             running_mean, running_var = self.get_buffer("running_mean"), self.get_buffer("running_var")
         else:
@@ -144,6 +210,19 @@ class _SwitchableNorm(nn.Module):
         result: Tensor = torch.ops.onnxnorm.switchable_norm(
             x, self.weight, self.bias, mean_weight, var_weight, running_mean, running_var, self.eps
         )
+        return result
+
+    def _train(self, x: Tensor, mean_weight: Tensor, var_weight: Tensor) -> Tensor:
+        running_mean, running_var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        tracked = self.get_buffer("num_batches_tracked")
+        tracked.add_(1)
+        momentum = momentum_share(self.momentum, tracked)
+        y, next_mean, next_var = torch.ops.onnxnorm.switchable_norm_training(
+            x, self.weight, self.bias, mean_weight, var_weight, running_mean, running_var, momentum, self.eps
+        )
+        running_mean.copy_(next_mean)
+        running_var.copy_(next_var)
+        result: Tensor = y
         return result
 
     def _check_input(self, x: Tensor) -> None:
@@ -154,6 +233,10 @@ class _SwitchableNorm(nn.Module):
             raise ValueError(f"{type(self).__name__}(using_in=True) needs positions: (N, C, L), got {list(x.shape)}")
         if x.shape[1] != self.num_features:
             raise ValueError(f"{type(self).__name__}({self.num_features}) got {x.shape[1]} channels")
+        if self.training and self.using_bn:
+            require_values(x)
+        if self.training and x.dim() > 2:
+            require_positions(x)
 
     def _branch_weights(self) -> tuple[Tensor, Tensor]:
         """Softmaxed weights of all three branches; a branch that is not used has weight 0."""
@@ -162,26 +245,6 @@ class _SwitchableNorm(nn.Module):
             nn.functional.pad(torch.softmax(weight, 0), padding) for weight in (self.mean_weight, self.var_weight)
         )
         return mean_weight, var_weight
-
-    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the batch per channel, (C,): the authors' mean over the items of var_in + mean_in^2."""
-        if x.dim() == 2:
-            if x.shape[0] == 1:
-                raise ValueError(f"expected more than 1 value per channel when training, got input {list(x.shape)}")
-            return x.mean(0), x.var(0)
-        mean_in, var_in, _, _ = _statistics(x.flatten(2))
-        mean = mean_in.mean(0, keepdim=True)
-        var = var_in.mean(0) + (mean_in - mean).square().mean(0)
-        return mean.flatten(), var.flatten()
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        tracked = self.get_buffer("num_batches_tracked")
-        tracked.add_(1)
-        for name, value in (("running_mean", mean), ("running_var", var)):
-            running = self.get_buffer(name)
-            factor = 1.0 / tracked.to(running.dtype) if self.momentum is None else self.momentum
-            running.add_((value.detach().to(running.dtype) - running) * factor)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes the authors' checkpoints too, whose parameters have shapes like (1, C, 1, 1)."""

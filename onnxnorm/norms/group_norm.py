@@ -105,6 +105,32 @@ def from_torch(
     )
 
 
+def from_instance_norm(
+    g: Translator,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """``aten::instance_norm``: a group per channel, or BatchNormalization where it applies tracked statistics."""
+    if use_input_stats:
+        channels = input.shape[1]
+        if not isinstance(channels, int):
+            raise ValueError(f"instance norm over a dynamic number of channels ({channels}); axis 1 must be static")
+        if eps == 0:  # PyTorch divides by 0 in group norm, and leaves out the division in instance norm
+            state = [g.channel_parameter(None, input, fill) for fill in (0.0, 1.0)]
+            scale, shift = g.channel_parameter(weight, input, 1.0), g.channel_parameter(bias, input, 0.0)
+            momentum = g.scalar_parameter(0.0, input)
+            return g.norm("InstanceNormTraining", input, scale, shift, *state, momentum, epsilon=eps)[0]
+        return from_torch(g, input, channels, weight, bias, eps)
+    return g.batch_norm(input, weight, bias, running_mean, running_var, eps)
+
+
 def _sample(
     label: str,
     shape: tuple[int, ...],
@@ -186,7 +212,7 @@ SPEC = NormSpec(
     reference=reference,
     body=body,
     check_shapes=check_shapes,
-    torch_ops=(TorchOp("aten::group_norm", from_torch),),
+    torch_ops=(TorchOp("aten::group_norm", from_torch), TorchOp("aten::instance_norm", from_instance_norm)),
     samples=samples,
     error_samples=error_samples,
 )

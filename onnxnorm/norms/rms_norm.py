@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from onnxnorm.spec.body import BodyBuilder, BodyValue
 
 INPUTS = (InputSpec("X", "any, rank 1 or more"), InputSpec("scale", "the sizes of the axes"))
+AXES = AttributeSpec(
+    "axes",
+    "ints",
+    "axes over which the statistics run, jointly; negative ones count from the end",
+    check=lambda value: None if len(value) else "it must name at least one axis",
+)
 
 
 def normalize_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -72,35 +78,42 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     return [b.narrow(b.activation(y), like=x)]
 
 
-def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
-    """Axes exist and are distinct; scale's shape is their sizes."""
-    x, scale = shapes
-    axes = attributes["axes"]
-    if scale is not None and len(scale) != len(axes):
-        raise NormValueError(f"scale has rank {len(scale)}; it must have one axis for each of axes {list(axes)}")
+def check_axes_sizes(name: str, shape: PartialShape | None, x: PartialShape | None, axes: Sequence[int]) -> None:
+    """NormValueError unless the axes exist in X and are distinct, and a parameter's shape is their sizes."""
+    if shape is not None and len(shape) != len(axes):
+        raise NormValueError(f"{name} has rank {len(shape)}; it must have one axis for each of axes {list(axes)}")
     if x is None:
         return
     wanted = [x[axis] for axis in normalize_axes(axes, len(x))]
-    if scale is not None and any(
-        have is not None and want is not None and have != want for have, want in zip(scale, wanted, strict=True)
+    if shape is not None and any(
+        have is not None and want is not None and have != want for have, want in zip(shape, wanted, strict=True)
     ):
-        raise NormValueError(f"scale has shape {list(scale)}; it must be {wanted}, the sizes of axes {list(axes)} of X")
+        raise NormValueError(
+            f"{name} has shape {list(shape)}; it must be {wanted}, the sizes of axes {list(axes)} of X"
+        )
 
 
-def from_torch(
-    g: Translator, input: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None
+def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
+    """Axes exist and are distinct; scale's shape is their sizes."""
+    check_axes_sizes("scale", shapes[1], shapes[0], attributes["axes"])
+
+
+def from_rms_norm(
+    g: Translator, input: Any, normalized_shape: Sequence[Any], weight: Any = None, eps: float | None = None
 ) -> Any:
     """``aten::rms_norm``; eps None is PyTorch's machine epsilon of the type that it computes in."""
-    count = len(normalized_shape)
-    scale = g.parameter(weight, input, [int(size) for size in normalized_shape], 1.0)
-    return g.norm(
-        "RMSNorm",
-        input,
-        scale,
-        axes=list(range(-count, 0)),
-        epsilon=g.machine_epsilon(input) if eps is None else eps,
-        activation="none",
-    )
+    axes = list(range(-len(normalized_shape), 0))
+    return _translated(g, input, g.parameter(weight, input, list(normalized_shape), 1.0), axes, eps)
+
+
+def from_channel_rms_norm(g: Translator, input: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """``onnxnorm::channel_rms_norm``, the operator that ``onnxnorm.nn.RMSNorm1d/2d/3d`` call."""
+    return _translated(g, input, g.channel_parameter(weight, input, 1.0), [1], eps)
+
+
+def _translated(g: Translator, input: Any, scale: Any, axes: list[int], eps: float | None) -> Any:
+    epsilon = g.machine_epsilon(input) if eps is None else eps
+    return g.norm("RMSNorm", input, scale, axes=axes, epsilon=epsilon, activation="none")
 
 
 def _sample(
@@ -161,20 +174,14 @@ SPEC = NormSpec(
     summary="divides by the root of the mean square over the axes, then scale and activation",
     citation="Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467)",
     inputs=INPUTS,
-    attributes=(
-        AttributeSpec(
-            "axes",
-            "ints",
-            "axes over which the statistic runs, jointly; negative ones count from the end",
-            check=lambda value: None if len(value) else "it must name at least one axis",
-        ),
-        EPSILON,
-        ACTIVATION,
-    ),
+    attributes=(AXES, EPSILON, ACTIVATION),
     reference=reference,
     body=body,
     check_shapes=check_shapes,
-    torch_ops=(TorchOp("aten::rms_norm", from_torch),),
+    torch_ops=(
+        TorchOp("aten::rms_norm", from_rms_norm),
+        TorchOp("onnxnorm::channel_rms_norm", from_channel_rms_norm),
+    ),
     samples=samples,
     error_samples=error_samples,
 )

@@ -94,7 +94,7 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     split = b.op("Concat", b.slice(shape, 0, 1), before, channels, after, axis=0)
     per_channel = b.op("Concat", b.ints(1, 1), channels, b.ints(1), axis=0)
     scale, bias, running_mean, running_var = (b.reshape(b.widen(inputs[index]), per_channel) for index in (1, 2, 5, 6))
-    mean_weight, var_weight = (_weights(b, inputs[index]) for index in (3, 4))
+    mean_weight, var_weight = (branch_weights(b, inputs[index]) for index in (3, 4))
     rank_2 = b.op("Equal", b.op("Shape", shape), b.ints(2))
 
     spread = b.reshape(b.widen(x), split)
@@ -116,7 +116,7 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
 
     # mean_in - mean = mw1 * (mean_in - mean_ln) + mw2 * (mean_in - mean_bn) + (1 - mw0 - mw1 - mw2) * mean_in, where
     # the last factor is what rounding left of the softmax: small, but it meets the whole offset of the data.
-    slack = _slack(b, inputs[3])
+    slack = rounding_slack(b, inputs[3])
     mean_in = b.op("Add", rough, rest)
     from_batch = b.op("Add", b.op("Sub", rough, running_mean), rest)
     gap = b.op("Add", b.op("Mul", mean_weight[1], from_layer), b.op("Mul", mean_weight[2], from_batch))
@@ -134,7 +134,7 @@ def _less_one(b: BodyBuilder, count: BodyValue) -> BodyValue:
     return b.op("Sub", count, b.ints(1))
 
 
-def _slack(b: BodyBuilder, weights: BodyValue) -> BodyValue:
+def rounding_slack(b: BodyBuilder, weights: BodyValue) -> BodyValue:
     """1 - sum(weights), shape [1], added up in float64 so that it is exact for float32 weights."""
     rest = b.constant(np.array([1.0]))
     for index in range(3):
@@ -143,7 +143,7 @@ def _slack(b: BodyBuilder, weights: BodyValue) -> BodyValue:
     return b.op("Cast", rest, to=b.compute)
 
 
-def _weights(b: BodyBuilder, weights: BodyValue) -> list[BodyValue]:
+def branch_weights(b: BodyBuilder, weights: BodyValue) -> list[BodyValue]:
     """The three branch weights, each of shape [1]."""
     wide = b.widen(weights)
     return [b.slice(wide, index, index + 1) for index in range(3)]

@@ -68,6 +68,14 @@ class BodyBuilder:
         self.nodes.append(node)
         return node.outputs
 
+    def norm(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """Adds an onnxnorm node and returns its first output; for eval forms only, never in a body."""
+        value = self.op(op_type, *inputs, **attributes)
+        node = value.producer()
+        assert node is not None
+        node.domain = DOMAIN
+        return value
+
     def constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
         """A constant tensor."""
         return self.op("Constant", value=ir.tensor(np.ascontiguousarray(array) if array.ndim else array))
@@ -214,6 +222,16 @@ class BodyBuilder:
         mean = reduce(x)
         return self.op("Add", mean, reduce(self.op("Sub", x, mean)))
 
+    def long_mean(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+        """Mean over the axes in float64, back in the compute type: right over any number of values.
+
+        Statistics of a batch run over N * H * W, of which there may be 1e8 in one axis; added up in one chain of
+        float32 they are off by two thirds.
+        """
+        wide = x if self.compute == ir.DataType.DOUBLE else self.op("Cast", x, to=ir.DataType.DOUBLE)
+        mean = self.mean(wide, axes)
+        return mean if self.compute == ir.DataType.DOUBLE else self.op("Cast", mean, to=self.compute)
+
     def centre(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
         """X - mean(x), twice: the second time takes away what rounding of a large mean left."""
         x = self.op("Sub", x, self.mean(x, axes))
@@ -286,8 +304,8 @@ def function_body(spec: NormSpec, opset: int, elements: Sequence[ir.DataType]) -
     builder = BodyBuilder(opset, elements)
     inputs = [ir.Value(name=item.name) for item in spec.inputs]
     outputs = spec.body(builder, inputs)
-    for value, name in zip(outputs, spec.outputs, strict=True):
-        value.name = name
+    for value, item in zip(outputs, spec.outputs, strict=True):
+        value.name = item.name
     kinds = {
         "int": ir.AttributeType.INT,
         "float": ir.AttributeType.FLOAT,

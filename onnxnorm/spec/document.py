@@ -1,8 +1,9 @@
-"""The README's table of ops, written from the specs: ``python -m onnxnorm.spec.document``."""
+"""The README's tables of ops and of the catalogue: ``python -m onnxnorm.spec.document``."""
 
 from __future__ import annotations
 
 from onnxnorm.norms import all_specs
+from onnxnorm.spec.catalogue import catalogue_table
 
 
 def ops_table() -> str:
@@ -16,4 +17,4 @@ def ops_table() -> str:
 
 
 if __name__ == "__main__":
-    print(ops_table())
+    print(catalogue_table(), ops_table(), sep="\n\n")

@@ -46,6 +46,14 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class OutputSpec:
+    """One output of the op: its name, and its shape: ``X`` is that of X, ``C`` one value per channel."""
+
+    name: str
+    shape: Literal["X", "C"]
+
+
+@dataclass(frozen=True)
 class AttributeSpec:
     """One attribute of the op. Every attribute is written on every node, so there are no defaults."""
 
@@ -94,12 +102,15 @@ class NormSpec:
         citation: the paper, or the operator it follows.
         inputs: inputs in order; all are required and have X's element type.
         attributes: attributes; all are written on every node.
-        reference: the truth, in float64 NumPy: ``reference(inputs, attributes) -> (Y,)``.
+        reference: the truth, in float64 NumPy: ``reference(inputs, attributes) -> outputs``.
         body: emits the same in standard ONNX operators.
         check_shapes: raises NormValueError for shapes (with None for what is unknown) that do not fit.
         torch_ops: the PyTorch operators that mean this op, with their translation.
         samples, error_samples: what tests, parity and benchmark draw from.
-        outputs: names of the outputs; the first has X's type and shape.
+        outputs: outputs in order, of X's element type; the first has X's shape. What follows it is the next value of
+            a state that came in, and the op is then one of training graphs.
+        native: whether the native library holds a kernel; without one ONNX Runtime runs the function body.
+        eval_form: for an op of training graphs, emits what takes its place once its state is fixed; returns Y.
 
     """
 
@@ -114,8 +125,10 @@ class NormSpec:
     torch_ops: tuple[TorchOp, ...]
     samples: Callable[[], Iterable[Sample]]
     error_samples: Callable[[], Iterable[ErrorSample]]
-    outputs: tuple[str, ...] = ("Y",)
+    outputs: tuple[OutputSpec, ...] = (OutputSpec("Y", "X"),)
     dtypes: tuple[str, ...] = FLOAT_DTYPES
+    native: bool = True
+    eval_form: Callable[[BodyBuilder, Sequence[BodyValue]], BodyValue] | None = None
 
     def attribute(self, name: str) -> AttributeSpec:
         """The attribute of that name; KeyError if the op has none."""
@@ -123,6 +136,19 @@ class NormSpec:
             if attribute.name == name:
                 return attribute
         raise KeyError(f"{self.name} has no attribute {name!r}")
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it is an op of training graphs: a state comes in, and its next value goes out."""
+        return len(self.outputs) > 1
+
+    def channels(self, shapes: Sequence[PartialShape | None], attributes: Attributes) -> int | None:
+        """The channel count C, None when the shapes do not tell it."""
+        for item, shape in zip(self.inputs[1:], shapes[1:], strict=True):
+            if item.shape == "C" and shape is not None and len(shape) == 1 and shape[0] is not None:
+                return shape[0]
+        known = shapes[0]
+        return None if known is None or len(known) < 2 else known[channel_axis(attributes)]
 
     def validate(self, shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
         """Raises NormValueError unless attributes are complete and legal and the known part of the shapes fits."""

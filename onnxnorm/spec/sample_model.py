@@ -41,8 +41,11 @@ def sample_model(
     node = ir.node(
         spec.name, inputs, dict(sample.attributes), domain=DOMAIN, name="norm", num_outputs=len(spec.outputs)
     )
-    for value, name in zip(node.outputs, spec.outputs, strict=True):
-        value.name, value.type, value.shape = name, ir.TensorType(element), inputs[0].shape
+    channels = spec.channels([list(array.shape) for array in sample.inputs], sample.attributes)
+    for value, item in zip(node.outputs, spec.outputs, strict=True):
+        of_channels = ir.Shape([item.name if dynamic or channels is None else channels])
+        value.name, value.type = item.name, ir.TensorType(element)
+        value.shape = inputs[0].shape if item.shape == "X" else of_channels
     graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, DOMAIN: VERSION}, name=spec.name)
     functions = [function_body(spec, opset, [element])] if body else []
     return ir.Model(graph, ir_version=10, functions=functions)

@@ -10,7 +10,7 @@ import onnx.defs
 import onnx.shape_inference
 
 from onnxnorm.norms import all_specs
-from onnxnorm.spec.record import DOMAIN, FLOAT_DTYPES, VERSION, NormSpec, NormValueError, PartialShape
+from onnxnorm.spec.record import DOMAIN, FLOAT_DTYPES, VERSION, NormSpec, NormValueError, OutputSpec, PartialShape
 
 _TYPE_NAMES = {"float32": "float", "float16": "float16", "float64": "double", "bfloat16": "bfloat16"}
 _KINDS = {"int": "INT", "float": "FLOAT", "string": "STRING", "ints": "INTS"}
@@ -34,7 +34,7 @@ def schema_of(spec: NormSpec) -> onnx.defs.OpSchema:
         VERSION,
         doc=f"{spec.summary}\n\n{spec.citation}",
         inputs=[make.FormalParameter(item.name, "T", item.shape) for item in spec.inputs],
-        outputs=[make.FormalParameter(name, "T") for name in spec.outputs],
+        outputs=[make.FormalParameter(item.name, "T", item.shape) for item in spec.outputs],
         type_constraints=[("T", [f"tensor({_TYPE_NAMES[dtype]})" for dtype in FLOAT_DTYPES], "element type")],
         attributes=[
             make.Attribute(item.name, getattr(make.AttrType, _KINDS[item.kind]), item.doc, required=True)
@@ -60,6 +60,16 @@ def _infer(spec: NormSpec, context: Any) -> None:
         raise onnx.shape_inference.InferenceError(f"{DOMAIN}.{spec.name}: {error}") from None
     if types and types[0] is not None:
         context.set_output_type(0, types[0])
+        for index, output in enumerate(spec.outputs[1:], start=1):
+            if index < context.get_num_outputs():
+                context.set_output_type(index, _type_of(output, types[0], spec.channels(shapes, attributes)))
+
+
+def _type_of(item: OutputSpec, of_x: onnx.TypeProto, channels: int | None) -> onnx.TypeProto:
+    """The type of an output, which has X's element type."""
+    if item.shape == "X":
+        return of_x
+    return onnx.helper.make_tensor_type_proto(of_x.tensor_type.elem_type, [channels])
 
 
 def _shape_of(value: onnx.TypeProto | None) -> PartialShape | None:

@@ -17,7 +17,15 @@ class Translator(abc.ABC):
 
     @abc.abstractmethod
     def norm(self, name: str, *inputs: Any, **attributes: Any) -> Any:
-        """Adds the onnxnorm node ``name`` and returns its first output."""
+        """Adds the onnxnorm node ``name``; returns its output, or a tuple of them where it has several."""
+
+    @abc.abstractmethod
+    def standard(self, op_type: str, *inputs: Any, **attributes: Any) -> Any:
+        """Adds a node of the standard domain, opset 18, and returns its first output."""
+
+    @abc.abstractmethod
+    def batch_norm(self, input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, eps: float) -> Any:
+        """BatchNormalization of evaluation, by running statistics."""
 
     @abc.abstractmethod
     def parameter(self, value: Any, like: Any, shape: Sequence[int], fill: float) -> Any:
@@ -28,13 +36,17 @@ class Translator(abc.ABC):
         """As ``parameter``, with the shape [C] of axis 1 of ``like``."""
 
     @abc.abstractmethod
+    def scalar_parameter(self, value: Any, like: Any) -> Any:
+        """A Python number or a tensor of one element, as a tensor of shape [1] in the element type of ``like``."""
+
+    @abc.abstractmethod
     def machine_epsilon(self, like: Any) -> float:
         """Machine epsilon of the type that PyTorch computes in for ``like``: float32's for half types."""
 
 
 @dataclass(frozen=True)
 class TorchOp:
-    """A PyTorch operator (``namespace::name``, default overload) and the function that translates its arguments."""
+    """A PyTorch operator (``namespace::name`` or ``namespace::name.overload``) and how its arguments are translated."""
 
     name: str
     translate: Callable[..., Any]

@@ -1,4 +1,4 @@
-// The apply core that every norm shares: y = activation((x - mean) * scale + bias), in four
+// The apply core that every norm shares: y = activation((x - mean) * scale + bias), in several
 // layouts.
 //
 // Included by the level_*.cc files only, once for each SIMD level. The mean is taken off before
@@ -79,6 +79,32 @@ void ApplyScaledColumns(const T* x, T* y, int64_t rows, int64_t stride, int64_t 
   }
 }
 
+template <typename V, typename T, Activation kActivation>
+void ApplyNormalizedRow(const T* x, T* y, int64_t columns, typename V::Element mean,
+                        typename V::Element factor, typename V::Element offset, const T* scale,
+                        const T* bias) {
+  const V m = Set<V>(mean), f = Set<V>(factor), o = Set<V>(offset);
+  MapRun<V>(x, y, columns, [&](V v, int64_t i, int64_t n) {
+    return Activate<kActivation>(
+        Fma(Fma(v - m, f, o), Parameters<V>(scale, i, n), Parameters<V>(bias, i, n)));
+  });
+}
+
+template <typename V, typename T, Activation kActivation>
+void ApplyNormalizedColumns(const T* x, T* y, int64_t rows, int64_t stride, int64_t columns,
+                            const typename V::Element* mean, const typename V::Element* factor,
+                            const typename V::Element* offset, const T* scale, const T* bias) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const V a = Set<V>(static_cast<typename V::Element>(ToDouble(scale[r])));
+    const V b = Set<V>(static_cast<typename V::Element>(ToDouble(bias[r])));
+    MapRun<V>(x + r * stride, y + r * stride, columns, [&](V v, int64_t i, int64_t n) {
+      const V normal = Fma(v - Parameters<V>(mean, i, n), Parameters<V>(factor, i, n),
+                           Parameters<V>(offset, i, n));
+      return Activate<kActivation>(Fma(normal, a, b));
+    });
+  }
+}
+
 template <typename V, typename T>
 constexpr ApplyKernels<T, typename V::Element> MakeApplyKernels() {
   constexpr Activation kNone = Activation::kNone, kRelu = Activation::kRelu,
@@ -90,7 +116,11 @@ constexpr ApplyKernels<T, typename V::Element> MakeApplyKernels() {
           {ApplyScaledRow<V, T, kNone>, ApplyScaledRow<V, T, kRelu>, ApplyScaledRow<V, T, kSilu>,
            ApplyScaledRow<V, T, kGelu>},
           {ApplyScaledColumns<V, T, kNone>, ApplyScaledColumns<V, T, kRelu>,
-           ApplyScaledColumns<V, T, kSilu>, ApplyScaledColumns<V, T, kGelu>}};
+           ApplyScaledColumns<V, T, kSilu>, ApplyScaledColumns<V, T, kGelu>},
+          {ApplyNormalizedRow<V, T, kNone>, ApplyNormalizedRow<V, T, kRelu>,
+           ApplyNormalizedRow<V, T, kSilu>, ApplyNormalizedRow<V, T, kGelu>},
+          {ApplyNormalizedColumns<V, T, kNone>, ApplyNormalizedColumns<V, T, kRelu>,
+           ApplyNormalizedColumns<V, T, kSilu>, ApplyNormalizedColumns<V, T, kGelu>}};
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The plan of norms over any set of axes, scaled by weights that lie along these axes: RMS norm.
+// The plan of norms over any set of axes, scaled by weights that lie along these axes: RMS norm and
+// layer norm.
 //
 // Neighbouring axes of one kind (reduced or kept) are one axis. If the innermost is reduced, an
 // item is a few rows, each a set of contiguous runs; if it is kept, an item is a tile of
@@ -58,42 +59,59 @@ struct AxesLayout {
   AxesLayout(const Shape& shape, const std::vector<bool>& is_reduced);
 };
 
-/// y = activation(x / sqrt(mean(x^2) + epsilon) * weight).
+/// What the norms over axes share: how a call is cut into items and chunks. Derived plans set
+/// `item_scratch`.
 template <typename T>
-class RmsPlan final : public Plan {
+class AxesPlan : public Plan {
  public:
-  RmsPlan(const AxesLayout& layout, double epsilon, const T* weight, const T* x, T* y,
-          Activation activation, const simd::Level& level);
+  AxesPlan(const AxesLayout& layout, double epsilon, const T* x, T* y, Activation activation,
+           const simd::Level& level);
 
-  void Statistics(int64_t item, int64_t chunk, std::byte* scratch) const noexcept override;
-  void Finish(int64_t item, std::byte* scratch) const noexcept override;
-  void Apply(int64_t item, int64_t chunk, std::byte* scratch) const noexcept override;
-
- private:
+ protected:
   using Compute = typename ComputeOf<T>::type;
+  static constexpr bool kDouble = sizeof(Compute) == sizeof(double);
 
-  void PlanRows();
-  void PlanColumns();
   // Calls body(offset of the run in the row, length, index of its first weight) for the runs of one
   // chunk of a row.
   template <typename Body>
-  void ForRuns(int64_t chunk, const Body& body) const;
+  void ForRuns(int64_t chunk, const Body& body) const {
+    if (pieces_ > 1) {
+      const int64_t run = chunk / pieces_, first = chunk % pieces_ * kChunkElements;
+      body(layout_.reduced.Offset(run) + first, std::min(kChunkElements, layout_.inner - first),
+           run * layout_.inner + first);
+      return;
+    }
+    const int64_t last = std::min(runs_, (chunk + 1) * together_);
+    for (int64_t run = chunk * together_; run < last; ++run) {
+      body(layout_.reduced.Offset(run), layout_.inner, run * layout_.inner);
+    }
+  }
+
   // Calls body(offset in the tile, rows, index of their first weight) for the rows of one chunk of
   // a tile.
   template <typename Body>
-  void ForRows(int64_t chunk, const Body& body) const;
-  void ApplyRun(int64_t offset, int64_t length, int64_t weight, double factor) const;
-  double Factor(double squares) const { return 1 / std::sqrt(squares / count_ + epsilon_); }
+  void ForRows(int64_t chunk, const Body& body) const {
+    int64_t row = chunk * chunk_rows_;
+    const int64_t last = std::min(all_rows_, row + chunk_rows_);
+    while (row < last) {
+      const int64_t run = row / layout_.rows, first = row % layout_.rows;
+      const int64_t count = std::min(layout_.rows - first, last - row);
+      body(layout_.reduced.Offset(run) + first * layout_.row_stride, count, row);
+      row += count;
+    }
+  }
+
   int64_t TileOffset(int64_t item) const {
     return layout_.kept.Offset(item / tiles_) + item % tiles_ * tile_;
   }
   int64_t TileWidth(int64_t item) const {
     return std::min(tile_, layout_.inner - item % tiles_ * tile_);
   }
+  // Whether an item is several short rows, each measured and applied in one go.
+  bool ShortRows() const { return layout_.inner_reduced && item_rows_ > 1; }
 
   const AxesLayout& layout_;
   double epsilon_;
-  const T* weight_;
   const T* x_;
   T* y_;
   const simd::Kernels<T>& kernels_;
@@ -106,6 +124,17 @@ class RmsPlan final : public Plan {
   int64_t pieces_ = 1, together_ = 1;      // pieces of a run, or runs of a chunk
   int64_t tile_ = 1, tiles_ = 1;           // columns of a tile, tiles of a set of columns
   int64_t all_rows_ = 1, chunk_rows_ = 1;  // rows of a tile and of one of its chunks
+
+ private:
+  void PlanRows();
+  void PlanColumns();
 };
+
+/// Whether a factor, if it is a number, is one that float can hold.
+inline bool FitsFloat(double factor) {
+  const double size = std::fabs(factor);
+  return !(((size > 1e37) & (size < std::numeric_limits<double>::infinity())) |
+           ((size > 0) & (size < static_cast<double>(std::numeric_limits<float>::min()))));
+}
 
 }  // namespace onnxnorm

@@ -178,10 +178,10 @@ class ChannelPlan : public Plan {
     for (int64_t c = 0; c < layout_.channels; ++c) {
       const double m = wide.mean[c], a = wide.scale[c];
       const Compute m_narrow = static_cast<Compute>(m);
-      const double lost = static_cast<double>(m_narrow) - m;
+      const double lost = (static_cast<double>(m_narrow) - m) * a;
       mean[c] = m_narrow;
       scale[c] = static_cast<Compute>(a);
-      bias[c] = static_cast<Compute>(wide.bias[c] + (lost == lost ? lost * a : 0));
+      bias[c] = static_cast<Compute>(wide.bias[c] + (lost == lost ? lost : 0));
     }
     return misfits == 0;
   }

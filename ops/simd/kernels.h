@@ -12,8 +12,8 @@
 
 namespace onnxnorm::simd {
 
-/// y = activation((x - mean) * scale + bias) in four layouts, computed in type C; one function for
-/// each activation. x and y may be the same memory.
+/// y = activation((x - mean) * scale + bias) in several layouts, computed in type C; one function
+/// for each activation. x and y may be the same memory.
 template <typename T, typename C>
 struct ApplyKernels {
   /// `planes` contiguous planes of `size` elements, one (mean, scale, bias) for each plane.
@@ -28,10 +28,21 @@ struct ApplyKernels {
   using ScaledColumns = void (*)(const T* x, T* y, int64_t rows, int64_t stride, int64_t columns,
                                  const C* factor, const T* weight);
 
+  /// One row: y[i] = activation(((x[i] - mean) * factor + offset) * scale[i] + bias[i]).
+  using NormalizedRow = void (*)(const T* x, T* y, int64_t columns, C mean, C factor, C offset,
+                                 const T* scale, const T* bias);
+  /// `rows` rows, `stride` elements apart: y[r][i] = activation(((x[r][i] - mean[i]) * factor[i] +
+  /// offset[i]) * scale[r] + bias[r]).
+  using NormalizedColumns = void (*)(const T* x, T* y, int64_t rows, int64_t stride,
+                                     int64_t columns, const C* mean, const C* factor,
+                                     const C* offset, const T* scale, const T* bias);
+
   Planes planes[kActivationCount];
   Rows rows[kActivationCount];
   ScaledRow scaled_row[kActivationCount];
   ScaledColumns scaled_columns[kActivationCount];
+  NormalizedRow normalized_row[kActivationCount];
+  NormalizedColumns normalized_columns[kActivationCount];
 };
 
 /// The two cores for element type T.

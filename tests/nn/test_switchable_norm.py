@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from onnxnorm.nn import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
+
+from .stateful import assert_training_export_equals
 
 Doubles = npt.NDArray[np.float64]
 
@@ -276,6 +279,22 @@ def test_one_value_per_channel_cannot_train() -> None:
         SwitchableNorm1d(6).train()(torch.zeros(1, 6))
 
 
+@pytest.mark.parametrize("using_bn", [False, True])
+def test_one_position_cannot_train(using_bn: bool) -> None:
+    """The instance variance is unbiased: of one value it is 0/0, and the authors' module gives NaN."""
+    norm = SwitchableNorm2d(6, using_bn=using_bn).train()
+    with pytest.raises(ValueError, match=r"more than 1 spatial element when training.*\[3, 6, 1, 1\]"):
+        norm(torch.zeros(3, 6, 1, 1))
+
+
+@pytest.mark.filterwarnings("ignore:var\\(\\). degrees of freedom:UserWarning")
+def test_an_empty_batch_keeps_the_running_statistics() -> None:
+    for norm, shape in ((filled(SwitchableNorm1d), (0, 6)), (filled(SwitchableNorm2d), (0, 6, 3, 3))):
+        before = running_of(norm)
+        assert norm.train()(torch.zeros(shape, dtype=torch.float64)).shape == shape
+        np.testing.assert_array_equal(running_of(norm), before)
+
+
 def test_arguments_are_keywords() -> None:
     with pytest.raises(TypeError):
         SwitchableNorm2d(6, 1e-5, 0.1, True)  # the authors' fourth argument is another one
@@ -318,3 +337,22 @@ def test_under_autocast_and_channels_last() -> None:
     torch.testing.assert_close(norm(x.transpose(2, 3)), want.transpose(2, 3), rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(norm(x), want)
+
+
+# --- training graphs ----------------------------------------------------------------------------------------------
+
+
+@every_shape
+def test_the_training_graph(tmp_path: Path, kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    shapes = [shape, (4, *shape[1:]), shape]
+    model = assert_training_export_equals(tmp_path, filled(kind), shapes)
+    assert [node.op_type for node in model.graph.node].count("SwitchableNormTraining") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_training_graph_in_other_types(tmp_path: Path, dtype: torch.dtype) -> None:
+    assert_training_export_equals(tmp_path, filled(SwitchableNorm2d), [(2, 6, 4, 5)] * 3, dtype)
+
+
+def test_the_training_graph_counts_its_own_steps(tmp_path: Path) -> None:
+    assert_training_export_equals(tmp_path, filled(SwitchableNorm2d, momentum=None), [(2, 6, 4, 5)] * 4)

@@ -21,6 +21,7 @@ from onnxnorm.spec.schema import register_schemas
 
 from .conftest import ERROR_IDS, ERRORS, SPECS, cast
 
+NATIVE = [(spec, error) for spec, error in ERRORS if spec.native]
 every_error = pytest.mark.parametrize(("spec", "error"), ERRORS, ids=ERROR_IDS)
 
 
@@ -85,7 +86,7 @@ def test_optimize_says_it(spec: NormSpec, error: ErrorSample, target: str) -> No
 
 
 @pytest.mark.parametrize("unknown", [False, True], ids=["static", "unknown"])
-@every_error
+@pytest.mark.parametrize(("spec", "error"), NATIVE, ids=[f"{spec.name}-{error.label}" for spec, error in NATIVE])
 def test_the_native_kernel_says_it(spec: NormSpec, error: ErrorSample, unknown: bool) -> None:
     content = serialized(model_of(spec, error, unknown=unknown))
     arrays = cast(Sample(error.label, tuple(error.inputs), {}), "float32")
@@ -130,8 +131,9 @@ def test_an_integer_input_is_refused(spec: NormSpec) -> None:
         optimize(model)
     with pytest.raises(Exception, match=r"norm.*int32"):
         onnx.checker.check_model(onnx.load_from_string(serialized(model)), full_check=True)
-    with pytest.raises(Exception, match=r"int32"):
-        session(serialized(model))
+    if spec.native:
+        with pytest.raises(Exception, match=r"int32"):
+            session(serialized(model))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -145,12 +147,15 @@ def test_unknown_shapes_are_not_refused(spec: NormSpec) -> None:
 
 
 def test_a_reference_keeps_what_is_not_finite() -> None:
-    """A NaN or an infinity stays in its own group, row or item."""
+    """A NaN or an infinity stays in its own group, row or item; in batch statistics, in its own channel."""
     for spec in SPECS:
         sample = next(iter(spec.samples()))
         for value in (np.nan, np.inf):
             x = sample.inputs[0].copy()
             x.reshape(-1)[0] = value
-            (result,) = spec.reference([x, *sample.inputs[1:]], sample.attributes)
+            result = spec.reference([x, *sample.inputs[1:]], sample.attributes)[0]
             assert np.isnan(result.reshape(-1)[0]), spec.name
-            assert np.isfinite(result[-1]).all(), spec.name
+            rest = result[:, -1] if spec.has_state else result[-1]
+            if spec.name == "SwitchableNormTraining":  # its layer and its batch statistics meet in no value of these
+                rest = result[1:, 1:]
+            assert np.isfinite(rest).all(), spec.name

@@ -31,6 +31,25 @@ def switchable(x: np.ndarray, last: int = 0, activation: str = "none") -> tuple[
     }
 
 
+def batch_instance(x: np.ndarray, last: int = 0, activation: str = "none") -> tuple[list[np.ndarray], dict[str, Any]]:
+    channels = x.shape[-1 if last else 1]
+    rho = np.resize([0.25, 0.0, 1.0, 0.75], channels)  # exact in every type
+    state = [np.full(channels, np.round(x[np.isfinite(x)].mean())), RNG.uniform(0.5, 2.0, channels)]
+    return [x, *parameters(channels), rho, *state], {
+        "epsilon": 1e-5,
+        "activation": activation,
+        "channels_last": last,
+    }
+
+
+def layer(
+    x: np.ndarray, axes: list[int], activation: str = "none", epsilon: float = 1e-5
+) -> tuple[list[np.ndarray], dict[str, Any]]:
+    sizes = [x.shape[axis] for axis in axes]
+    inputs = [x, RNG.uniform(0.5, 1.5, sizes), RNG.standard_normal(sizes)]
+    return inputs, {"axes": axes, "epsilon": epsilon, "activation": activation}
+
+
 @pytest.mark.parametrize("offset", [1e4, -1e4, 1e6])
 @pytest.mark.parametrize("last", [0, 1])
 @pytest.mark.parametrize("shape", [(2, 32, 28, 28), (1, 8, 13), (3, 6, 4099)])
@@ -42,6 +61,26 @@ def test_large_mean(shape: tuple[int, ...], last: int, offset: float, level: str
         assert_close(*runner("GroupNorm", [x, *parameters(channels)], group(groups, last)), "float32")
     inputs, attributes = switchable(x, last)
     assert_close(*runner("SwitchableNorm", inputs, attributes), "float32")
+    inputs, attributes = batch_instance(x, last)
+    assert_close(*runner("BatchInstanceNorm", inputs, attributes), "float32")
+    for axes in ([x.ndim - 1], [1], list(range(1, x.ndim)), [0, x.ndim - 1]):
+        inputs, attributes = layer(x, axes)
+        assert_close(*runner("LayerNorm", inputs, attributes), "float32")
+
+
+def test_columns_and_runs_with_different_means(level: str, runner: Runner) -> None:
+    """Each statistic is merged from chunks, runs or strips whose means are far apart."""
+    rows = 10.0 ** np.arange(-2, 6)
+    for shape, axes, means in (
+        ((3, 8, 4096), [1], rows[:, None]),
+        ((3, 8, 4096), [0, 1], rows[:, None]),
+        ((3, 8, 4096), [1, 2], rows[:, None]),
+        ((8, 700, 3, 5), [0, 2], rows[:, None, None, None]),
+        ((2, 8, 3, 70), [1, 3], rows[:, None, None]),
+        ((8, 2, 40000), [0, 2], rows[:, None, None]),
+    ):
+        inputs, attributes = layer(RNG.standard_normal(shape) + means, axes)
+        assert_close(*runner("LayerNorm", inputs, attributes), "float32")
 
 
 def test_channels_with_different_means(level: str, runner: Runner) -> None:
@@ -67,9 +106,12 @@ def test_huge_and_tiny(spread: float, epsilon: float, level: str, runner: Runner
     for last in (0, 1):
         laid = np.moveaxis(x, 1, -1) if last else x
         assert_close(*runner("GroupNorm", [laid, *parameters(4)], group(2, last, epsilon=epsilon)), "float32")
+        inputs, attributes = batch_instance(laid, last)
+        assert_close(*runner("BatchInstanceNorm", inputs, attributes | {"epsilon": epsilon}), "float32")
     for axes, sizes in (([-1], 77), ([1], 4)):
         attributes = {"axes": axes, "epsilon": epsilon, "activation": "none"}
         assert_close(*runner("RMSNorm", [x, np.ones(sizes)], attributes), "float32")
+        assert_close(*runner("LayerNorm", *layer(x, axes, epsilon=epsilon)), "float32")
 
 
 def test_float16_rms_does_not_overflow(level: str, runner: Runner) -> None:
@@ -89,6 +131,11 @@ def test_not_finite(value: float, last: int, dtype: str, level: str, runner: Run
         assert_close(*runner("GroupNorm", [x, *parameters(6)], group(3, last, activation), dtype), dtype)
         inputs, attributes = switchable(x, last, activation)
         assert_close(*runner("SwitchableNorm", inputs, attributes, dtype), dtype)
+        inputs, attributes = batch_instance(x, last, activation)
+        assert_close(*runner("BatchInstanceNorm", inputs, attributes, dtype), dtype)
+        for axes in ([-1], [1], [0, 2]):
+            inputs, attributes = layer(x, axes, activation)
+            assert_close(*runner("LayerNorm", inputs, attributes, dtype), dtype)
     for axes in ([-1], [1]):
         attributes = {"axes": axes, "epsilon": 1e-5, "activation": "none"}
         sizes = [x.shape[axis] for axis in axes]
@@ -121,9 +168,22 @@ def test_odd_sizes(channels: int, positions: int, level: str, runner: Runner) ->
         sizes = [x.shape[axis] for axis in axes]
         attributes = {"axes": axes, "epsilon": 1e-6, "activation": "none"}
         assert_close(*runner("RMSNorm", [x, RNG.uniform(0.5, 1.5, sizes)], attributes), "float32")
+        assert_close(*runner("LayerNorm", *layer(x, axes)), "float32")
     for laid, is_last in ((x, 0), (last, 1)):
         inputs, attributes = switchable(laid, is_last)
         assert_close(*runner("SwitchableNorm", inputs, attributes), "float32")
+        inputs, attributes = batch_instance(laid, is_last)
+        assert_close(*runner("BatchInstanceNorm", inputs, attributes), "float32")
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("constant", [False, True])
+def test_no_running_variance_and_no_epsilon(rho: float, constant: bool, level: str, runner: Runner) -> None:
+    """The batch branch is infinite, or NaN at the running mean."""
+    x = np.zeros((2, 3, 9)) if constant else np.round(RNG.standard_normal((2, 3, 9)) * 4)
+    inputs = [x, *parameters(3), np.full(3, rho), np.ones(3), np.zeros(3)]
+    attributes = {"epsilon": 0.0, "activation": "none", "channels_last": 0}
+    assert_close(*runner("BatchInstanceNorm", inputs, attributes), "float32")
 
 
 LARGE = [
@@ -136,6 +196,15 @@ LARGE = [
     ("RMSNorm", (3, 5000, 33), {"axes": [0, 1], "epsilon": 1e-6, "activation": "none"}),
     ("RMSNorm", (40, 50, 60, 7), {"axes": [1, 3], "epsilon": 1e-6, "activation": "none"}),
     ("RMSNorm", (4, 3, 20011), {"axes": [0, 2], "epsilon": 1e-6, "activation": "none"}),
+    ("LayerNorm", (1, 400003), {"axes": [-1], "epsilon": 1e-6, "activation": "none"}),
+    ("LayerNorm", (3, 5000, 33), {"axes": [1], "epsilon": 1e-6, "activation": "none"}),
+    ("LayerNorm", (3, 5000, 33), {"axes": [0, 1], "epsilon": 1e-6, "activation": "none"}),
+    ("LayerNorm", (40, 50, 60, 7), {"axes": [1, 3], "epsilon": 1e-6, "activation": "none"}),
+    ("LayerNorm", (50, 40, 30, 7), {"axes": [0, 2], "epsilon": 1e-6, "activation": "gelu"}),
+    ("LayerNorm", (4, 3, 20011), {"axes": [0, 2], "epsilon": 1e-6, "activation": "none"}),
+    ("LayerNorm", (2, 96, 61, 59), {"axes": [1], "epsilon": 1e-6, "activation": "silu"}),
+    ("BatchInstanceNorm", (1, 6, 99991), {"epsilon": 1e-5, "activation": "none", "channels_last": 0}),
+    ("BatchInstanceNorm", (2, 70001, 6), {"epsilon": 1e-5, "activation": "none", "channels_last": 1}),
     ("SwitchableNorm", (1, 6, 99991), {"epsilon": 1e-5, "activation": "none", "channels_last": 0}),
     ("SwitchableNorm", (2, 70001, 6), {"epsilon": 1e-5, "activation": "none", "channels_last": 1}),
 ]
@@ -151,6 +220,10 @@ def test_large_and_the_same_with_any_number_of_threads(
         inputs = [x, RNG.uniform(0.5, 1.5, [shape[axis] for axis in attributes["axes"]])]
     elif op == "GroupNorm":
         inputs = [x, *parameters(shape[-1 if attributes["channels_last"] else 1])]
+    elif op == "LayerNorm":
+        inputs = layer(x, attributes["axes"])[0]
+    elif op == "BatchInstanceNorm":
+        inputs = batch_instance(x, attributes["channels_last"])[0]
     else:
         inputs = switchable(x, attributes["channels_last"])[0]
     outputs = []
