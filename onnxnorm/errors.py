@@ -25,3 +25,14 @@ class RuntimeUnavailable(OnnxnormError):
 
 class ExportError(OnnxnormError):
     """PyTorch cannot export the module as asked; the cause is chained."""
+
+
+def one_line(text: object, limit: int | None = None) -> str:
+    """A text, or an error's text, on one line; what is longer than ``limit`` characters ends in dots."""
+    line = " ".join(str(text).split())
+    return line if limit is None or len(line) <= limit else line[: limit - 3] + "..."
+
+
+def error_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters, its type in front."""
+    return one_line(f"{type(error).__name__}: {error}", 300)

@@ -4,7 +4,8 @@
 Runtime, and judges the file's distance from the truth against PyTorch's own. Nothing here imports torch before it is
 needed.
 
-    oracle       the truth, and PyTorch at the deployed dtype (``copying``, ``double``: how a module becomes float64)
+    oracle       the truth, and PyTorch at the deployed dtype (``double``: how a module's code becomes float64)
+    training     the same for training graphs: several steps, outputs and state
     source       the ONNX file: what runs, and its signature
     inputs       the user's inputs, or (``generate``) inputs made from the signature
     runs         what is measured: provider x native library x optimization level

@@ -7,16 +7,17 @@ import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from onnxnorm.errors import ModelError, OnnxnormError, UsageError
+from onnxnorm.errors import ModelError, OnnxnormError, UsageError, error_line
 from onnxnorm.parity.report import Report, SampleNote, SampleRun
 
 if TYPE_CHECKING:
     import torch
 
+    from onnxnorm.parity.compare import OutputComparison
     from onnxnorm.parity.generate import Generator
     from onnxnorm.parity.inputs import Sample
     from onnxnorm.parity.oracle import Oracle
-    from onnxnorm.parity.outputs import Expected
+    from onnxnorm.parity.outputs import Expected, NamedArray
     from onnxnorm.parity.runs import Variant
     from onnxnorm.parity.source import Source
 
@@ -34,12 +35,13 @@ def check(
     factor: float = 4.0,
     seed: int = 0,
     samples: int = 3,
+    steps: int = 3,
 ) -> Report:
     """Whether an ONNX file computes what a PyTorch module computes, as well as PyTorch itself does.
 
-    The module is copied, never changed, and runs in eval mode on the CPU, in float64 for the truth and as it is. The
-    file runs on every provider, with and without onnxnorm's native library when it uses onnxnorm's ops, and with all
-    and none of ONNX Runtime's graph optimizations.
+    The module is copied, never changed, and runs on the CPU, in float64 for the truth and as it is. The file runs on
+    every provider, with and without onnxnorm's native library when it uses onnxnorm's ops, and with all and none of
+    ONNX Runtime's graph optimizations.
 
     Args:
         module: the trained module.
@@ -47,27 +49,31 @@ def check(
         inputs: a tensor or array, a tuple of forward's positional arguments, or a dict by argument name; may be nested.
             None makes ``samples`` of them from the file's signature.
         providers: ONNX Runtime providers, "cpu" or "CPUExecutionProvider" or ``(name, options)``; default CPU.
-        mode: "eval".
+        mode: "eval" runs the module as after ``eval()``. "train" runs a training graph for several steps beside the
+            module with its own training flags, dropout left out, and compares the outputs of each step and the state
+            after the last.
         bisect: not there yet.
         factor: how many times farther from the truth than PyTorch the file may be.
         seed: fixes the generated inputs, and what the module draws at random.
         samples: how many inputs to generate; from the second one on every other has other dynamic sizes.
+        steps: how many steps a training graph runs. Given inputs are the same at each step, generated ones are not.
 
     Raises:
         UsageError: arguments or inputs that do not fit, a provider that is not there, a module that does not run.
         ModelError: a file that cannot be read, or that ONNX Runtime cannot load in any way.
 
     """
-    _check_arguments(module, mode, bisect, factor, samples)
-    from onnxnorm.parity.oracle import Oracle
+    _check_arguments(module, mode, bisect, factor, samples, steps)
     from onnxnorm.parity.runs import variants
     from onnxnorm.parity.source import read_source
 
     source = read_source(model_or_path)
+    _check_mode(source, mode)
     ways = variants(source, providers)
-    oracle = Oracle(module, seed)
+    oracle = _oracle(module, source, mode, seed)
     notes: list[str] = []
-    prepared = _prepare(oracle, source, inputs, samples, notes)
+    prepared = _prepare(oracle, source, inputs, samples, steps if mode == "train" else None, notes)
+    _check_state(oracle, source)
     truths = [_expected(oracle, sample, pytorch, notes) for sample, pytorch in prepared]
     given = [sample for sample, _ in prepared]
     runs = [run for way in ways for run in _measure(source, way, given, [item for item, _ in truths], factor)]
@@ -88,34 +94,68 @@ def check(
     )
 
 
-def _check_arguments(module: Any, mode: str, bisect: bool, factor: float, samples: int) -> None:
+def _check_arguments(module: Any, mode: str, bisect: bool, factor: float, samples: int, steps: int) -> None:
     try:
         import torch
     except ImportError:
         raise UsageError("check needs PyTorch; install it with: pip install 'onnxnorm[torch]'") from None
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
-    if mode == "train":
-        raise UsageError("mode='train' is not there yet: training graphs cannot be checked in this version")
-    if mode != "eval":
-        raise UsageError(f"mode is {mode!r}; it must be 'eval'")
+    if mode not in ("eval", "train"):
+        raise UsageError(f"mode is {mode!r}; it must be 'eval' or 'train'")
     if bisect:
         raise UsageError("bisect=True is not there yet: this version says whether a file is off, not where")
     if not factor >= 1 or factor == float("inf"):
         raise UsageError(f"factor is {factor}; it must be a finite number, at least 1")
-    if samples < 1:
-        raise UsageError(f"samples is {samples}; at least 1 is needed")
+    for name, count in (("samples", samples), ("steps", steps)):
+        if count < 1:
+            raise UsageError(f"{name} is {count}; at least 1 is needed")
 
 
-def _prepare(oracle: Oracle, source: Source, inputs: Any, samples: int, notes: list[str]) -> list[tuple[Sample, Any]]:
-    """The samples, each with what PyTorch at the deployed dtype makes of it."""
+def _check_mode(source: Source, mode: str) -> None:
+    """UsageError for a training graph that is to be checked as an inference graph."""
+    if source.state and mode == "eval":
+        raise UsageError(
+            f"{source.label} is a training graph (its state has {next(iter(source.state))!r}); check it with "
+            "mode='train', or make an inference graph with mode='eval' of export or with onnxnorm.recalibrate"
+        )
+
+
+def _check_state(oracle: Oracle, source: Source) -> None:
+    """UsageError for an inference graph that is to be checked as a training graph."""
+    from onnxnorm.parity.training import TrainingOracle, check_state
+
+    if isinstance(oracle, TrainingOracle):
+        check_state(oracle, source)
+
+
+def _oracle(module: torch.nn.Module, source: Source, mode: str, seed: int) -> Oracle:
+    from onnxnorm.parity.oracle import Oracle
+
+    if mode == "eval":
+        return Oracle(module, seed)
+    from onnxnorm.parity.training import TrainingOracle, check_module
+
+    check_module(module)
+    return TrainingOracle(module, seed, stated=frozenset(source.state))
+
+
+def _prepare(
+    oracle: Oracle, source: Source, inputs: Any, samples: int, steps: int | None, notes: list[str]
+) -> list[tuple[Sample, Any]]:
+    """The samples, each with what PyTorch at the deployed dtype makes of it; of several steps in training."""
     from onnxnorm.parity.generate import Generator
     from onnxnorm.parity.inputs import user_sample
 
-    if inputs is not None:
-        sample = user_sample(oracle.module, source, inputs)
-        return [(sample, oracle.deployed(sample.args, sample.kwargs))]
     generator = Generator(oracle.module, source, oracle.seed)
+    if steps is not None:
+        from onnxnorm.parity.training import StepsGenerator, user_steps
+
+        generator = StepsGenerator(oracle.module, source, oracle.seed, steps)
+    if inputs is not None:
+        given = user_sample(oracle.module, source, inputs)
+        sample = given if steps is None else user_steps(given, steps)
+        return [(sample, oracle.deployed(sample.args, sample.kwargs))]
     notes.extend(generator.notes())
     sizes, first = _first_accepted(oracle, generator, 0, list(generator.first_sizes()))
     if first is None:
@@ -173,25 +213,40 @@ def _measure(
     source: Source, way: Variant, samples: Sequence[Sample], expected: Sequence[Expected], factor: float
 ) -> list[SampleRun]:
     """Every sample through one session. What ONNX Runtime refuses is a failed run, not the end of the check."""
-    from onnxnorm.parity.oracle import one_line
-    from onnxnorm.parity.outputs import compare_outputs
-    from onnxnorm.parity.runs import open_session, run_session
+    from onnxnorm.parity.runs import open_session
 
     try:
         session = open_session(source, way)
     except OnnxnormError as error:
         return [SampleRun(way, "every input", error=str(error))]
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        return [SampleRun(way, "every input", error=f"it does not load: {one_line(error)}")]
+        return [SampleRun(way, "every input", error=f"it does not load: {error_line(error)}")]
     runs = []
     for sample, wanted in zip(samples, expected, strict=True):
         try:
-            outputs = run_session(session, sample)
+            outputs = _run(session, sample, source)
         except Exception as error:  # as above
-            runs.append(SampleRun(way, sample.label, error=one_line(error)))
+            runs.append(SampleRun(way, sample.label, error=error_line(error)))
             continue
-        runs.append(SampleRun(way, sample.label, compare_outputs(outputs, wanted, factor)))
+        runs.append(SampleRun(way, sample.label, _compare(outputs, wanted, sample, factor)))
     return runs
+
+
+def _run(session: Any, sample: Sample, source: Source) -> tuple[NamedArray, ...]:
+    from onnxnorm.parity.runs import run_session
+    from onnxnorm.parity.training import StepsSample, run_steps
+
+    return run_steps(session, sample, source.state) if isinstance(sample, StepsSample) else run_session(session, sample)
+
+
+def _compare(
+    outputs: tuple[NamedArray, ...], wanted: Expected, sample: Sample, factor: float
+) -> tuple[OutputComparison, ...]:
+    from onnxnorm.parity.outputs import compare_outputs
+    from onnxnorm.parity.training import StepsSample, compare_steps
+
+    compare = compare_steps if isinstance(sample, StepsSample) else compare_outputs
+    return compare(outputs, wanted, factor)
 
 
 def _loads_somewhere(source: Source, runs: Sequence[SampleRun]) -> None:

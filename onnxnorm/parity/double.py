@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onnxnorm.parity.copying import WIDER
+from onnxnorm.exporter.copying import WIDER
 
 _aten = torch.ops.aten
 _REAL_FINFO = torch.finfo

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from onnxnorm.errors import UsageError
+from onnxnorm.errors import UsageError, error_line
 
 if TYPE_CHECKING:
     import torch
@@ -44,16 +44,16 @@ def _from_timm(name: str) -> torch.nn.Module:
         import timm
     except ModuleNotFoundError as error:
         if error.name != "timm":
-            raise UsageError(f"timm does not import here: {_one_line(error)}") from error
+            raise UsageError(f"timm does not import here: {error_line(error)}") from error
         raise UsageError(f"timm is not installed, so timm:{name} cannot be made; pip install timm") from None
     except Exception as error:  # a torchvision that does not fit torch raises RuntimeError
-        raise UsageError(f"timm does not import here: {_one_line(error)}") from error
+        raise UsageError(f"timm does not import here: {error_line(error)}") from error
     try:
         module: torch.nn.Module = timm.create_model(name, pretrained=False)
     except RuntimeError as error:
         close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=5))
         hint = f"; close to it are {close}" if close else "; timm.list_models() lists its models"
-        raise UsageError(f"timm cannot make {name!r}: {_one_line(error)}{hint}") from None
+        raise UsageError(f"timm cannot make {name!r}: {error_line(error)}{hint}") from None
     return module
 
 
@@ -72,7 +72,7 @@ def _from_file(path: Path) -> ModuleType:
         loader.loader.exec_module(module)
     except Exception as error:
         del sys.modules[loader.name]
-        raise UsageError(f"{path} does not run: {_one_line(error)}") from error
+        raise UsageError(f"{path} does not run: {error_line(error)}") from error
     finally:
         sys.path.remove(folder)
     return module
@@ -84,9 +84,9 @@ def _from_package(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"there is no Python module {error.name!r}; write {_FORMS}") from None
-        raise UsageError(f"{name} does not import: {_one_line(error)}") from error
+        raise UsageError(f"{name} does not import: {error_line(error)}") from error
     except Exception as error:
-        raise UsageError(f"{name} does not import: {_one_line(error)}") from error
+        raise UsageError(f"{name} does not import: {error_line(error)}") from error
 
 
 def _attribute(holder: ModuleType, name: str, source: str) -> Any:
@@ -108,7 +108,7 @@ def _made(value: Any, spec: str) -> tuple[torch.nn.Module, Any]:
         try:
             value = value()
         except Exception as error:
-            raise UsageError(f"{spec} raises {_one_line(error)}; it is called without arguments") from error
+            raise UsageError(f"{spec} raises {error_line(error)}; it is called without arguments") from error
     if isinstance(value, torch.nn.Module):
         return value, None
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], torch.nn.Module):
@@ -116,7 +116,3 @@ def _made(value: Any, spec: str) -> tuple[torch.nn.Module, Any]:
     raise UsageError(
         f"{spec} gives a {type(value).__name__}; it must give a torch.nn.Module, or one with its arguments"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

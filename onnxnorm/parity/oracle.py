@@ -1,7 +1,7 @@
 """The truth of a module: its float64 run, and what PyTorch itself makes of it at the deployed dtype.
 
-Every run has its own deep copy in eval mode on the CPU, under no_grad, with the random state put back afterwards: the
-caller's module, its flags, buffers, dtype and device, is only ever read.
+Every run has its own deep copy in eval mode (``training`` has the other one) on the CPU, under no_grad, with the random
+state put back afterwards: the caller's module, its flags, buffers, dtype and device, is only ever read.
 
 Where a part of the model cannot run in float64 (a custom operator with float32 kernels only, code that reads bits or
 insists on a dtype), that submodule, and every other of its class, runs in float32 inside the float64 run, and the truth
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from onnxnorm.errors import UsageError
-from onnxnorm.parity.copying import as_deployed, as_double, as_single, copy_module, deployed_dtype
+from onnxnorm.errors import UsageError, error_line
+from onnxnorm.exporter.copying import as_deployed, as_double, as_single, copy_module, deployed_dtype
 from onnxnorm.parity.double import float64_everywhere
 from onnxnorm.parity.outputs import NamedArray
 from onnxnorm.parity.trees import map_tensors, output_arrays
@@ -60,25 +60,35 @@ class Oracle:
     def __post_init__(self) -> None:
         self.module = getattr(self.module, "_orig_mod", self.module)  # torch.compile's wrapper
 
+    def in_mode(self, duplicate: torch.nn.Module) -> torch.nn.Module:
+        """A copy of the module, or of a part of it, in the mode in which it is to run."""
+        return duplicate.eval()
+
+    def result(
+        self, duplicate: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[NamedArray], list[str]]:
+        """What a run gives that is to be compared, and notes."""
+        return output_arrays(duplicate(*args, **kwargs))
+
     def deployed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[NamedArray, ...]:
-        """The module as it is, on the CPU in eval mode.
+        """The module at its own dtype, on the CPU.
 
         Raises:
             ModuleFailure: PyTorch cannot run it.
 
         """
-        duplicate = copy_module(self.module, as_deployed)
+        duplicate = self.in_mode(copy_module(self.module, as_deployed))
         try:
             return self._outputs(duplicate, *_converted((args, kwargs), as_deployed))[0]
         except Exception as error:
             raise ModuleFailure(
-                f"PyTorch cannot run {type(self.module).__name__} on these inputs on the CPU: {one_line(error)}"
+                f"PyTorch cannot run {type(self.module).__name__} on these inputs on the CPU: {error_line(error)}"
             ) from error
 
     def truth(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Truth:
         """The float64 run, parts in float32 where float64 does not work. ``deployed`` must have worked before."""
         while True:
-            duplicate = copy_module(self.module, as_double)
+            duplicate = self.in_mode(copy_module(self.module, as_double))
             try:
                 return self._float64(duplicate, args, kwargs)
             except Exception as error:
@@ -87,9 +97,9 @@ class Oracle:
                     culprit = type(self.module)
                 if culprit in self.narrow:
                     raise ModuleFailure(
-                        f"{type(self.module).__name__} runs neither in float64 nor in float32: {one_line(error)}"
+                        f"{type(self.module).__name__} runs neither in float64 nor in float32: {error_line(error)}"
                     ) from error
-                self.narrow[culprit] = one_line(error)
+                self.narrow[culprit] = error_line(error)
 
     def redrawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[NamedArray, ...]]:
         """PyTorch at the deployed dtype again, every input and weight moved to a neighbouring number of its type.
@@ -104,7 +114,7 @@ class Oracle:
             nudge = _nudge(self.seed + draw)
             with contextlib.suppress(Exception):  # more evidence when there is some; the judgement does not rest on it
                 inputs = _converted((args, kwargs), nudge)
-                found.append(self._outputs(copy_module(self.module, nudge), *inputs)[0])
+                found.append(self._outputs(self.in_mode(copy_module(self.module, nudge)), *inputs)[0])
         return found
 
     def _float64(self, duplicate: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Truth:
@@ -132,15 +142,15 @@ class Oracle:
                 continue
             original = self.module.get_submodule(name)
             with stepped_out():  # or the copy would become float64 as well
-                single = copy_module(original, as_single)
-            part.forward = _in_float32(single, stepped_out)
+                single = self.in_mode(copy_module(original, as_single))
+            part.forward = _in_float32(single, part, stepped_out)
             found.setdefault(type(part), []).append(name)
             inside.append(f"{name}." if name else "")
         return found
 
     def _culprit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> type:
         """The class of the innermost submodule whose forward raises in float64."""
-        duplicate = copy_module(self.module, as_double)
+        duplicate = self.in_mode(copy_module(self.module, as_double))
         running: list[torch.nn.Module] = []
 
         def leave(part: torch.nn.Module, *_: Any) -> None:
@@ -161,23 +171,26 @@ class Oracle:
         eager = torch.compiler.set_stance("force_eager")
         with torch.no_grad(), torch.random.fork_rng(devices=[]), eager:
             torch.manual_seed(self.seed)
-            arrays, notes = output_arrays(duplicate(*args, **kwargs))
+            arrays, notes = self.result(duplicate, args, kwargs)
         return tuple(arrays), notes
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one line of at most 300 characters, its type in front."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 def _in_float32(
-    part: torch.nn.Module, stepped_out: Callable[[], contextlib.AbstractContextManager[None]]
+    single: torch.nn.Module,
+    part: torch.nn.Module,
+    stepped_out: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Callable[..., Any]:
+    """A forward for ``part`` that runs its float32 copy, and hands on what that makes of the buffers."""
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         with stepped_out():
             args, kwargs = _converted((args, kwargs), as_single)
-            return map_tensors(as_double, part(*args, **kwargs))
+            outputs = map_tensors(as_double, single(*args, **kwargs))
+            mine = dict(part.named_buffers())
+            for name, buffer in single.named_buffers():
+                if name in mine:
+                    mine[name].copy_(buffer)
+            return outputs
 
     return forward
 

@@ -33,14 +33,14 @@ def compare_outputs(got: Sequence[NamedArray], expected: Expected, factor: float
     for position, pytorch in enumerate(expected.pytorch):
         partner = partners[position]
         if partner is None:
-            comparisons.append(_alone(pytorch, "missing from the ONNX file"))
+            comparisons.append(alone(pytorch, "missing from the ONNX file"))
             continue
         redrawn = [run[position].value for run in expected.redrawn if len(run) == len(expected.pytorch)]
         name, value = got[partner].name, got[partner].value
         truth = expected.truth[position].value
         comparisons.append(compare_output(name, value, pytorch.value, truth, factor=factor, redrawn=redrawn))
     extra = [item for index, item in enumerate(got) if index not in partners]
-    return (*comparisons, *(_alone(item, "not an output of the PyTorch module") for item in extra))
+    return (*comparisons, *(alone(item, "not an output of the PyTorch module") for item in extra))
 
 
 def pair(got: Sequence[NamedArray], wanted: Sequence[NamedArray]) -> list[int | None]:
@@ -82,7 +82,8 @@ def _in_step(got: Sequence[object], wanted: Sequence[object]) -> list[int | None
     return partners
 
 
-def _alone(item: NamedArray, what: str) -> OutputComparison:
+def alone(item: NamedArray, what: str) -> OutputComparison:
+    """The failure of an array without a partner."""
     dtype = item.value.dtype.name
     reason = f"{what} ({dtype}{list(item.value.shape)})"
     return OutputComparison(item.name, False, reason, dtype, item.value.shape)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxnorm.errors import ModelError
 from onnxnorm.model_file import load_model, serialized, too_large, uses_onnxnorm
+from onnxnorm.passes.state import read_state
 
 #: Metadata property in which export leaves the example's shapes and ranges.
 INPUTS_PROPERTY = "onnxnorm.inputs"
@@ -50,6 +51,7 @@ class Source:
         label: how messages name it.
         target: what ``InferenceSession`` takes: the path as given, bytes, or a model too large for bytes.
         inputs, outputs: names and signature of the main graph; overridable initializers need no feed and are left out.
+        state: of a training graph, state input -> output with its next value.
         examples: by input name, when the file was exported by onnxnorm.
         uses_onnxnorm: whether the native library has anything to do in it.
 
@@ -59,6 +61,7 @@ class Source:
     target: Any
     inputs: tuple[GraphInput, ...]
     outputs: tuple[str, ...]
+    state: Mapping[str, str]
     examples: Mapping[str, Example]
     uses_onnxnorm: bool
 
@@ -82,6 +85,7 @@ def read_source(model_or_path: Any) -> Source:
         target=target,
         inputs=tuple(_graph_input(value, label) for value in model.graph.inputs if value.name not in initialized),
         outputs=tuple(str(value.name) for value in model.graph.outputs),
+        state=read_state(model),
         examples=_examples(model.metadata_props.get(INPUTS_PROPERTY), label),
         uses_onnxnorm=uses_onnxnorm(model),
     )

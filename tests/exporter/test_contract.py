@@ -135,7 +135,7 @@ X = randn(1, 3, 6, 6)
     [
         ({"opset": 17}, r"opset is 17; it must be from 18 to \d+"),
         ({"opset": 99}, r"opset is 99; it must be from 18 to \d+"),
-        ({"mode": "train"}, r"mode is 'train'.*mode='eval'"),
+        ({"mode": "training"}, r"mode is 'training'; it must be one of 'eval', 'train'"),
         ({"target": "tensorrt"}, r"target is 'tensorrt'.*'onnxnorm', 'standard'"),
         ({"provider": "tpu"}, r"provider is 'tpu'.*'cpu', 'cuda'"),
         ({"disable": ["fold/nothing"]}, r"no rule 'fold/nothing'.*fold/batch-norm-into-conv"),

@@ -1,4 +1,4 @@
-"""Shared by the parity tests: export through PyTorch alone, and torchvision's place holder."""
+"""Shared by the parity tests: export through PyTorch alone."""
 
 from __future__ import annotations
 
@@ -11,35 +11,6 @@ from typing import Any
 import onnx
 import pytest
 import torch
-
-
-def _stand_in_for_torchvision() -> None:
-    """Declares two operators when torchvision's library does not load, as with a CPU torch and PyPI's torchvision.
-
-    timm and transformers import torchvision, which stops at these declarations; no test calls the operators.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)  # the declarations end with the object
-    except ImportError:
-        pass
-
-
-_KEPT: list[Any] = []
-
-
-@pytest.fixture(scope="session")
-def zoo() -> None:
-    """Makes timm and transformers importable."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _stand_in_for_torchvision()
-        import timm  # noqa: F401  it warns of its own use of TorchScript
-        import transformers  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -430,8 +430,9 @@ def test_paths_and_result_objects(tmp_path: Path, small: nn.Module, exported: on
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "train"}, "mode='train' is not there yet"),
-        ({"mode": "test"}, "mode is 'test'; it must be 'eval'"),
+        ({"mode": "train"}, "mode is 'train', but every submodule of Small is in evaluation"),
+        ({"mode": "test"}, "mode is 'test'; it must be 'eval' or 'train'"),
+        ({"steps": 0}, "steps is 0; at least 1 is needed"),
         ({"bisect": True}, "bisect=True is not there yet"),
         ({"factor": 0.5}, "factor is 0.5"),
         ({"factor": float("nan")}, "factor is nan"),

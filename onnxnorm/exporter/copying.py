@@ -76,8 +76,13 @@ class _ConvertingCopy(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def as_is(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the tensor's own device, same dtype."""
+    return tensor.detach().clone()
+
+
 def copy_module(module: torch.nn.Module, convert: Convert) -> torch.nn.Module:
-    """A deep copy in eval mode whose parameters, buffers and plain tensor attributes went through ``convert``.
+    """A deep copy, training flags included, whose parameters, buffers and plain tensors went through ``convert``.
 
     Tied parameters and buffers stay tied. The module itself is only read. Tensor subclasses other than Parameter
     (quantized weights, for one) are copied by their own rules, without conversion.
@@ -92,9 +97,9 @@ def copy_module(module: torch.nn.Module, convert: Convert) -> torch.nn.Module:
     )
     for name, tensor in named:
         if isinstance(tensor, _NO_VALUE):
-            raise UsageError(f"{name!r} of the module has no value yet; run the lazy module once before checking it")
+            raise UsageError(f"{name!r} of the module has no value yet; run the lazy module once before")
         if tensor.is_meta:
-            raise UsageError(f"{name!r} of the module is on the meta device; load its weights before checking it")
+            raise UsageError(f"{name!r} of the module is on the meta device; load its weights before")
         if id(tensor) not in memo and type(tensor) in (torch.nn.Parameter, torch.Tensor):
             memo[id(tensor)] = _converted(tensor, convert)
     try:
@@ -103,10 +108,10 @@ def copy_module(module: torch.nn.Module, convert: Convert) -> torch.nn.Module:
     except Exception as error:
         text = " ".join(str(error).split())
         raise UsageError(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {text}); the check runs copies "
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {text}); onnxnorm runs copies "
             "only, so that your module stays as it is: keep locks, files and generators out of the module's attributes"
         ) from error
-    return duplicate.eval()
+    return duplicate
 
 
 def _converted(tensor: torch.Tensor, convert: Convert) -> torch.Tensor:
