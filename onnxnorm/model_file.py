@@ -13,7 +13,7 @@ import onnx
 import onnx.defs
 import onnx_ir as ir
 
-from onnxnorm.errors import ModelError
+from onnxnorm.errors import ModelError, one_line
 from onnxnorm.spec.record import DOMAIN
 
 #: Protobuf cannot hold 2 GB; beyond this size weights go to an external file.
@@ -54,7 +54,7 @@ def _load_file(path: Path) -> ir.Model:
     try:
         proto = onnx.load(path, load_external_data=False)
     except Exception as error:
-        raise ModelError(f"{path} is not an ONNX file: {_one_line(error)}") from None
+        raise ModelError(f"{path} is not an ONNX file: {one_line(error, 300)}") from None
     model = _from_proto(proto, str(path))
     _attach_external_data(model, path)
     return model
@@ -71,7 +71,7 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     except Exception as error:
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__  # the outer ones say where onnx_ir was, not what is wrong
-        raise ModelError(f"{name} cannot be read: {_one_line(error)}") from None
+        raise ModelError(f"{name} cannot be read: {one_line(error, 300)}") from None
 
 
 def _attach_external_data(model: ir.Model, path: Path) -> None:
@@ -229,9 +229,28 @@ def too_large(model: ir.Model) -> bool:
     return weight_bytes(model) > _PROTOBUF_LIMIT
 
 
+def _in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
+    """The model without external data: itself, or a copy with its tensors loaded.
+
+    Without ``initializers`` these stay where they are, for a writer that copies them from file to file.
+    """
+    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _tensors(model)):
+        return model
+    copy = model.clone()
+    if initializers:
+        ir.external_data.load_to_model(copy)
+    for graph, _ in _roots(copy):  # onnx_ir loads initializers only
+        for node in graph:
+            for attribute in list(node.attributes.values()):
+                if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
+                    (tensor,) = ir.external_data.convert_tensors_from_external([attribute.value])
+                    node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
+    return copy
+
+
 def serialized(model: ir.Model) -> bytes:
-    """The model as bytes, the same bytes for the same model."""
-    result: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    """The model as bytes that need no other file, the same bytes for the same model."""
+    result: bytes = ir.to_proto(_in_memory(model)).SerializeToString(deterministic=True)
     return result
 
 
@@ -261,7 +280,7 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str
         if external_data is None:
             (folder / path.name).write_bytes(serialized(model))
         else:
-            ir.save(model, folder / path.name, external_data=external_data)
+            ir.save(_in_memory(model, initializers=False), folder / path.name, external_data=external_data)
             os.replace(folder / external_data, path.parent / external_data)
         os.replace(folder / path.name, path)
     finally:
@@ -271,8 +290,3 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str
 def uses_onnxnorm(model: ir.Model) -> bool:
     """Whether any node of the model, in any of its graphs, is of the domain onnxnorm."""
     return any(node.domain == DOMAIN for graph, _ in _roots(model) for node in graph)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."

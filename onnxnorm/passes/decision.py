@@ -17,6 +17,8 @@ class Action(enum.StrEnum):
     KEPT = "kept"
     REFUSED = "refused"
     REVERTED = "reverted"
+    REMOVED = "removed"
+    RECALIBRATED = "recalibrated"
 
 
 @dataclass(frozen=True)

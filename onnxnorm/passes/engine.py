@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.graph import all_graphs, holds_initializers, is_norm, module_name, node_name, op_name
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
@@ -34,6 +35,7 @@ class Engine:
         self._made_by: dict[ir.Node, int] = {}
         self._refusals: dict[ir.Node, Decision] = {}
         self._reverted: set[tuple[str, ir.Node]] = set()
+        self._almost: set[ir.Node] = set()
         self._names = _all_names(model)
 
     def run(self, rules: Sequence[Rule]) -> None:
@@ -53,12 +55,15 @@ class Engine:
                         changed = True
 
     def account(self) -> list[Decision]:
-        """One decision for each normalization: what was done, the last refusal, or that nothing applied."""
+        """One decision for each normalization: what was done, the last refusal, or that nothing applied.
+
+        Nodes that are no normalization by themselves are told of where a rule refused to make one of them.
+        """
         left = [
             self._refusals.get(node) or _kept(node)
             for graph, _, _ in all_graphs(self.model)
             for node in graph
-            if is_norm(node) and node not in self._made_by
+            if (is_norm(node) or node in self._almost & self._refusals.keys()) and node not in self._made_by
         ]
         return [*self._decisions, *left]
 
@@ -79,12 +84,17 @@ class Engine:
             if problem is not None:
                 self._reverted.add((rule.id, node))
                 self._refuse(rule, replacement.subject, Action.REVERTED, problem, {})
+                for made in replacement.nodes:  # they would count as readers of what they read
+                    for index in range(len(made.inputs)):
+                        made.replace_input_with(index, None)
                 continue
             self._apply(rule, match, replacement, context)
             return True
         return False
 
     def _refuse(self, rule: Rule, subject: ir.Node, action: Action, reason: str, values: dict[str, object]) -> None:
+        if rule.recognizes:
+            self._almost.add(subject)
         self._refusals[subject] = Decision(
             node_name(subject), op_name(subject), action, rule.id, module_name(subject), reason=reason, values=values
         )
@@ -92,6 +102,7 @@ class Engine:
     def _decide(self, rule: Rule, replacement: Replacement) -> None:
         """Records what was done; a norm that earlier rules made keeps its one entry, which grows."""
         subject = replacement.subject
+        self._refusals.pop(subject, None)  # of an earlier sweep
         index = self._made_by.get(subject, len(self._decisions))
         if index == len(self._decisions):
             decision = Decision(
@@ -113,6 +124,9 @@ class Engine:
         self._decide(rule, replacement)
         for node in replacement.nodes:
             _describe(node, rule, match, context)
+        if not replacement.nodes:
+            _put_constants(replacement, context)
+            return
         nodes = [*_place_constants(replacement.nodes, context), *replacement.nodes]
         ir.convenience.replace_nodes_and_values(
             context.graph,
@@ -161,10 +175,22 @@ def _place_constants(nodes: Sequence[ir.Node], context: Context) -> list[ir.Node
     return extra
 
 
+def _put_constants(replacement: Replacement, context: Context) -> None:
+    """Constants in the place of what computed them."""
+    for old, constant in replacement.outputs.items():
+        reader = ir.Node("", "Identity", [constant])  # for the moment, so that it is placed as any new constant
+        context.graph.insert_before(replacement.removed[0], [*_place_constants([reader], context), reader])
+        old.replace_all_uses_with(reader.inputs[0])  # type: ignore[arg-type]
+        context.graph.remove(reader, safe=True)
+    context.graph.remove(list(replacement.removed), safe=True)
+
+
 def _kept(node: ir.Node) -> Decision:
     """The decision about a normalization that no rule had a say in."""
     if node.domain == DOMAIN:
-        reason = "one kernel with the native library, its function body without"
+        spec = all_specs().get(node.op_type)
+        native = spec is None or spec.native
+        reason = "one kernel with the native library, its function body without" if native else "its function body runs"
     else:
         producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         source = "a graph input" if producer is None else f"{op_name(producer)} {node_name(producer)}"

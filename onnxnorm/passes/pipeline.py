@@ -15,20 +15,37 @@ from onnxnorm.model_file import load_model, save_model
 from onnxnorm.passes.canonicalize.clean import clean
 from onnxnorm.passes.decision import Decision
 from onnxnorm.passes.engine import Engine
+from onnxnorm.passes.fold.affine_behind_layer import FoldAffineBehindLayer
+from onnxnorm.passes.fold.affine_into_conv import FoldAffineIntoConv
+from onnxnorm.passes.fold.affine_into_conv_transpose import FoldAffineIntoConvTranspose
+from onnxnorm.passes.fold.affine_into_gemm import FoldAffineIntoGemm
+from onnxnorm.passes.fold.affine_into_matmul import FoldAffineIntoMatMul
 from onnxnorm.passes.fold.batch_norm_into_conv import FoldBatchNormIntoConv
 from onnxnorm.passes.fold.batch_norm_into_conv_transpose import FoldBatchNormIntoConvTranspose
 from onnxnorm.passes.fold.batch_norm_into_gemm import FoldBatchNormIntoGemm
 from onnxnorm.passes.fold.batch_norm_into_matmul import FoldBatchNormIntoMatMul
+from onnxnorm.passes.fold.constant_weight import FoldConstantWeight
+from onnxnorm.passes.fold.linear_into_conv import FoldLinearIntoConv
+from onnxnorm.passes.fold.linear_into_linear import FoldLinearIntoLinear
 from onnxnorm.passes.form import check_form
 from onnxnorm.passes.fuse.activation import FuseActivation
 from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
+from onnxnorm.passes.fuse.layer_normalization import FuseLayerNormalization
+from onnxnorm.passes.fuse.rms_norm import FuseRMSNorm
+from onnxnorm.passes.fuse.rms_norm_cast import FuseRMSNormCast
+from onnxnorm.passes.fuse.rms_norm_weight import FuseRMSNormWeight
 from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
 from onnxnorm.passes.interface import Interface
 from onnxnorm.passes.lower.body_to_standard import LowerBodyToStandard
+from onnxnorm.passes.lower.choice import ChoosingRule
 from onnxnorm.passes.lower.function_bodies import attach_function_bodies, check_nodes
 from onnxnorm.passes.lower.group_norm_to_standard import LowerGroupNormToStandard
+from onnxnorm.passes.lower.layer_norm_to_standard import LowerLayerNormToStandard
 from onnxnorm.passes.lower.rms_norm_to_standard import LowerRMSNormToStandard
+from onnxnorm.passes.lower.unsupported_types import RULE as UNSUPPORTED_TYPE
+from onnxnorm.passes.lower.unsupported_types import lower_unsupported_types, widen_statistics, with_lowered
 from onnxnorm.passes.rule import Rule
+from onnxnorm.passes.state import read_state
 from onnxnorm.passes.verify import verify_replacement
 from onnxnorm.spec.schema import register_schemas
 
@@ -40,22 +57,50 @@ FOLD: tuple[type[Rule], ...] = (
     FoldBatchNormIntoConvTranspose,
     FoldBatchNormIntoGemm,
     FoldBatchNormIntoMatMul,
+    FoldAffineBehindLayer,
+    FoldConstantWeight,
 )
-FUSE: tuple[type[Rule], ...] = (FuseGroupNormalization, FuseRMSNormalization, FuseActivation)
+#: The primitive operators of a root mean square norm, then what stands around it.
+FUSE_RMS_NORM: tuple[type[Rule], ...] = (FuseRMSNorm, FuseRMSNormCast, FuseRMSNormWeight)
+FUSE: tuple[type[Rule], ...] = (
+    FuseGroupNormalization,
+    FuseRMSNormalization,
+    FuseLayerNormalization,
+    *FUSE_RMS_NORM,
+    FuseActivation,
+)
+#: What is better off as a standard operator, also where onnxnorm has an op.
+BETTER_AS_STANDARD: tuple[type[Rule], ...] = (LowerLayerNormToStandard,)
+#: Products of two constant matrices become one, before a shift in front of them goes into a bias between them.
+FOLD_LINEAR: tuple[type[Rule], ...] = (FoldLinearIntoConv, FoldLinearIntoLinear)
+#: What stands in front of a layer; last, so that the scale and shift of a norm are its own by then.
+FOLD_FORWARD: tuple[type[Rule], ...] = (
+    FoldAffineIntoConv,
+    FoldAffineIntoConvTranspose,
+    FoldAffineIntoGemm,
+    FoldAffineIntoMatMul,
+    *FOLD_LINEAR,
+    FoldAffineBehindLayer,  # again: a weight that two layers shared may have one reader by now
+)
 #: The single standard operators first, primitive operators for the rest.
-LOWER_TO_STANDARD: tuple[type[Rule], ...] = (LowerGroupNormToStandard, LowerRMSNormToStandard, LowerBodyToStandard)
+LOWER_TO_STANDARD: tuple[type[Rule], ...] = (
+    LowerGroupNormToStandard,
+    LowerRMSNormToStandard,
+    LowerLayerNormToStandard,
+    LowerBodyToStandard,
+)
 
 #: What runs after canonicalization for each target, stage by stage.
 STAGES: dict[str, tuple[tuple[type[Rule], ...], ...]] = {
-    "onnxnorm": (FOLD, FUSE),
-    "standard": (FOLD, LOWER_TO_STANDARD),
+    "onnxnorm": (FOLD, FUSE, BETTER_AS_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
+    "standard": (FOLD, FUSE_RMS_NORM, LOWER_TO_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
 }
 
 
 def rule_ids() -> list[str]:
     """The ids of all rules, for ``disable``."""
     ordered = (rule.id for stages in STAGES.values() for stage in stages for rule in stage)
-    return list(dict.fromkeys(ordered))
+    return list(dict.fromkeys([*ordered, UNSUPPORTED_TYPE]))
 
 
 @dataclass(frozen=True)
@@ -108,7 +153,7 @@ def optimize(
     register_schemas()
     loaded = load_model(model)
     try:
-        return run_pipeline(loaded, target=target, disable=disable, verify=verify)
+        return run_pipeline(loaded, target=target, provider=provider, disable=disable, verify=verify)
     except ModelError as error:
         if isinstance(model, str | os.PathLike):
             raise ModelError(f"{os.fspath(model)}: {error}") from None
@@ -128,22 +173,30 @@ def check_options(target: str, provider: str, disable: Iterable[str]) -> None:
         raise UsageError(f"there is no rule {unknown[0]!r} to disable; there are {', '.join(rule_ids())}")
 
 
-def run_pipeline(model: ir.Model, *, target: str, disable: Iterable[str] = (), verify: bool = False) -> Result:
+def run_pipeline(
+    model: ir.Model, *, target: str, provider: str = "cpu", disable: Iterable[str] = (), verify: bool = False
+) -> Result:
     """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``."""
     left_out = frozenset(disable)
+    lowers_types = provider == "cpu" and UNSUPPORTED_TYPE not in left_out
     interface = Interface(model)
     check_form(model)
     clean(model)
     check_nodes(model)
+    if lowers_types:
+        widen_statistics(model)
     engine = Engine(model, verify_replacement if verify else None)
     for stage in STAGES[target]:
-        engine.run(_instances(stage, left_out))
+        engine.run(_instances([rule for rule in stage if rule.id not in left_out], target, provider))
     decisions = engine.account()
     clean(model)
+    if lowers_types:
+        decisions = with_lowered(decisions, lower_unsupported_types(model))
+        clean(model)
     attach_function_bodies(model)
     interface.restore(model)
-    return Result(model, tuple(decisions))
+    return Result(model, tuple(decisions), read_state(model))
 
 
-def _instances(stage: Sequence[type[Rule]], left_out: frozenset[str]) -> list[Rule]:
-    return [rule() for rule in stage if rule.id not in left_out]
+def _instances(stage: Sequence[type[Rule]], target: str, provider: str) -> list[Rule]:
+    return [rule(target, provider) if issubclass(rule, ChoosingRule) else rule() for rule in stage]

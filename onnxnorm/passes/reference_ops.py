@@ -82,6 +82,31 @@ class BatchNormalization(OpRun):
         return y.astype(x.dtype)
 
 
+class Erf(OpRun):
+    """In float64: the evaluator's own is an approximation to seven digits."""
+
+    op_domain = ""
+
+    def _run(self, x: Any) -> tuple[Any]:
+        return (np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype) if x.size else x,)
+
+
+class LayerNormalization(OpRun):
+    """In the type of its input: the evaluator's own takes no stash_type but float32."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Any, scale: Any, bias: Any = None, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+    ) -> tuple[Any, ...]:
+        over = tuple(range(axis % x.ndim, x.ndim))
+        mean = x.mean(axis=over, keepdims=True)
+        inverse = 1 / np.sqrt(np.square(x - mean).mean(axis=over, keepdims=True) + epsilon)
+        y = (x - mean) * inverse * scale
+        y = y if bias is None else y + bias
+        return (y.astype(x.dtype), mean, inverse)[: len(self.onnx_node.output)]
+
+
 class GroupNormalization(OpRun):
     """In the type of its input: the operator's expansion computes the statistics in float32."""
 
@@ -108,4 +133,12 @@ class RMSNormalization(OpRun):
         return ((x / np.sqrt(np.square(x).mean(axis=over, keepdims=True) + epsilon) * scale).astype(x.dtype),)
 
 
-REFERENCE_OPS = [BatchNormalization, ConvTranspose, Gelu, GroupNormalization, RMSNormalization]
+REFERENCE_OPS = [
+    BatchNormalization,
+    ConvTranspose,
+    Erf,
+    Gelu,
+    GroupNormalization,
+    LayerNormalization,
+    RMSNormalization,
+]

@@ -54,6 +54,10 @@ class Replacement:
         into: name of the node that it became part of.
         values: numbers worth telling.
         tolerance: by how much of the output's scale both sides may differ when they are verified in float64.
+        before: the nodes that compute what is replaced, where some of them stay because others read them, too; None
+            when they are ``removed``.
+
+    Without new nodes, a constant takes the place of each of the outputs.
 
     """
 
@@ -64,6 +68,7 @@ class Replacement:
     into: str | None = None
     values: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-9
+    before: Sequence[ir.Node] | None = None
 
 
 class Context:
@@ -112,9 +117,11 @@ class Rule(abc.ABC):
         id: "<stage>/<name-with-dashes>", the path of the rule's file in ``onnxnorm/passes``.
         operators: operator types at which ``match`` is asked.
         action: what a Decision calls a successful rewrite.
+        recognizes: it finds normalizations in primitive operators; its refusals are told though these are no norms.
 
     """
 
+    recognizes: ClassVar[bool] = False
     id: ClassVar[str]
     operators: ClassVar[frozenset[str]]
     action: ClassVar[Action]

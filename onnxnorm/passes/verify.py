@@ -36,19 +36,32 @@ def verify_replacement(match: Match, replacement: Replacement, context: Context)
     del match
     outputs = list(replacement.outputs)
     new_outputs = [replacement.outputs[value] for value in outputs]
-    old_nodes = _in_order(replacement.removed)
+    old_nodes = _in_order(replacement.removed if replacement.before is None else replacement.before)
     inputs = _outer_inputs((*old_nodes, *replacement.nodes))
     problem = "the rewrite could not be run on sampled inputs"
-    for shrink in (True, False):
+    for shrink in (9, 40, None):
         try:
             feeds = _sample(inputs, shrink)
             before = _run(old_nodes, inputs, outputs, feeds, context)
-            after = _run(list(replacement.nodes), inputs, new_outputs, feeds, context)
+            after = _after(replacement, inputs, new_outputs, feeds, context)
         except Exception as error:
             problem = f"the rewrite could not be run on sampled inputs: {' '.join(str(error).split())[:200]}"
             continue
         return _difference(before, after, replacement.tolerance)
     return problem
+
+
+def _after(
+    replacement: Replacement,
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    feeds: Sequence[npt.NDArray[Any]],
+    context: Context,
+) -> list[npt.NDArray[Any]]:
+    """What the new side gives: constants as they are where it has no nodes."""
+    if replacement.nodes:
+        return _run(list(replacement.nodes), inputs, outputs, feeds, context)
+    return [_wide(array) for value in outputs if (array := _constant(value)) is not None]
 
 
 def _in_order(nodes: Sequence[ir.Node]) -> list[ir.Node]:
@@ -82,8 +95,8 @@ def _constant(value: ir.Value) -> npt.NDArray[Any] | None:
     return tensor_of(value)
 
 
-def _sample(inputs: Sequence[ir.Value], shrink: bool) -> list[npt.NDArray[Any]]:
-    """One array for each input; equal symbols have equal sizes. ``shrink`` cuts static sizes after the second axis."""
+def _sample(inputs: Sequence[ir.Value], shrink: int | None) -> list[npt.NDArray[Any]]:
+    """One array for each input; equal symbols have equal sizes. ``shrink`` cuts static sizes after the second."""
     sizes: dict[str, int] = {}
     feeds = []
     for value in inputs:
@@ -101,9 +114,9 @@ def _sample(inputs: Sequence[ir.Value], shrink: bool) -> list[npt.NDArray[Any]]:
     return feeds
 
 
-def _size(dim: Any, axis: int, shrink: bool, sizes: dict[str, int]) -> int:
+def _size(dim: Any, axis: int, shrink: int | None, sizes: dict[str, int]) -> int:
     if isinstance(dim, int):
-        return min(dim, 9) if shrink and axis >= 2 else dim
+        return min(dim, shrink) if shrink is not None and axis >= 2 else dim
     name = str(dim.value) if dim.value is not None else f"?{axis}"
     return sizes.setdefault(name, _SIZES[len(sizes) % len(_SIZES)] if axis < 2 else 8 + len(sizes))
 

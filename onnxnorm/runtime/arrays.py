@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from onnxnorm.errors import UsageError
+from onnxnorm.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def from_torch(tensor: torch.Tensor) -> Array:
         storage = torch.uint8 if tensor.element_size() == 1 else torch.int16
         return np.array(tensor.contiguous().view(storage).numpy()).view(extra)
     except (TypeError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise UsageError(f"a {tensor.layout} tensor of type {tensor.dtype} cannot become an array: {text}") from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxnorm.errors import OnnxnormError
+from onnxnorm.errors import OnnxnormError, error_line
 from onnxnorm.runtime import environment
 from onnxnorm.runtime.library import has_library, library_path, op_table
 
@@ -36,7 +36,7 @@ def examine() -> list[Finding]:
         except OnnxnormError as error:
             findings.append(Finding(subject, False, str(error)))
         except Exception as error:
-            findings.append(Finding(subject, False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+            findings.append(Finding(subject, False, error_line(error)))
     return findings
 
 

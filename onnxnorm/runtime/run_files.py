@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from onnxnorm.errors import ModelError, UsageError
+from onnxnorm.errors import ModelError, UsageError, one_line
 from onnxnorm.runtime.arrays import from_ort, to_ort
 
 Array = npt.NDArray[Any]
@@ -61,7 +61,7 @@ def _load(path: Path) -> Array:
     try:
         loaded = np.load(path, allow_pickle=False)
     except Exception as error:
-        raise UsageError(f"{path} is no .npy file: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is no .npy file: {one_line(error)}") from None
     if not isinstance(loaded, np.ndarray):
         names = ", ".join(loaded.files)
         raise UsageError(f"{path} is an .npz file with the arrays {names}; save the one that is meant as .npy")
@@ -118,7 +118,7 @@ def run_model(session: Any, feeds: Mapping[str, Array], model: str) -> dict[str,
     try:
         values = session.run_with_ort_values(None, {name: to_ort(array) for name, array in feeds.items()})
     except Exception as error:
-        raise ModelError(f"{model} failed while running: {' '.join(str(error).split())}") from None
+        raise ModelError(f"{model} failed while running: {one_line(error)}") from None
     arrays = {}
     for item, value in zip(session.get_outputs(), values, strict=True):
         array = from_ort(value)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxnorm.errors import ModelError, RuntimeUnavailable, UsageError
+from onnxnorm.errors import ModelError, RuntimeUnavailable, UsageError, one_line
 from onnxnorm.runtime.environment import onnxruntime_module
 from onnxnorm.runtime.library import has_library, library_path, op_table
 
@@ -48,7 +48,7 @@ def register(session_options: Any, provider: str = "cpu") -> None:
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:
-        raise RuntimeUnavailable(f"{path} cannot be registered with ONNX Runtime: {_one_line(error)}") from None
+        raise RuntimeUnavailable(f"{path} cannot be registered with ONNX Runtime: {one_line(error)}") from None
     _registered[session_options] = path
 
 
@@ -58,7 +58,8 @@ _Base: Any = _ort.InferenceSession
 class InferenceSession(_Base):  # type: ignore[misc]
     """``onnxruntime.InferenceSession`` with the native library registered.
 
-    Takes onnxruntime's own arguments; the model may also be an ``onnx_ir.Model``, an ``onnx.ModelProto`` or a Path.
+    Takes onnxruntime's own arguments; the model may also be an ``onnx_ir.Model``, whose weights may be external data,
+    an ``onnx.ModelProto`` or a Path.
 
     Args:
         path_or_bytes: a path, serialized bytes, or a model object.
@@ -116,7 +117,7 @@ def _for_onnxruntime(model: Any, folder: Path) -> str | bytes:
 
 def _explained(error: Exception, model: Any, library: bool | None) -> Exception | None:
     """A clear error for what users meet with onnxnorm's ops; None when ONNX Runtime's own says it."""
-    text = _one_line(error)
+    text = one_line(error)
     source = os.fspath(model) if isinstance(model, str | os.PathLike) else "the model"
     if "Domain already set in registry" in text:
         return UsageError(
@@ -130,7 +131,3 @@ def _explained(error: Exception, model: Any, library: bool | None) -> Exception 
             "run 'onnxnorm optimize' on the file to attach the bodies"
         )
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -229,6 +229,31 @@ def test_over_its_own_external_data(lab: Any, external: Path) -> None:
 
 
 @pytest.mark.parametrize("external_data", [None, "out.bin"])
+def test_external_data_is_taken_along_to_another_folder(lab: Any, tmp_path: Path, external_data: str | None) -> None:
+    """Of initializers, and of an attribute, which onnx_ir's own loading leaves out."""
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    proto = lab.model("(float[2,3] x) => (float[2,3] y) { a = Mul (x, w) y = Add (a, c) }", w=lab.array(3))
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=onnx.numpy_helper.from_array(lab.array(3, seed=1)))
+    proto.graph.node.insert(0, constant)
+    options = {"location": "w.bin", "size_threshold": 0, "convert_attribute": True}
+    onnx.save(
+        onnx.ModelProto.FromString(proto.SerializeToString()),
+        tmp_path / "from/m.onnx",
+        save_as_external_data=True,
+        **options,
+    )
+    model = load_model(tmp_path / "from/m.onnx")
+    before = ir.to_proto(model)
+    save_model(model, tmp_path / "to/m.onnx", external_data)
+    assert ir.to_proto(model) == before, "saving changed the model"
+    assert set(os.listdir(tmp_path / "to")) == {"m.onnx", external_data or "m.onnx"}
+    saved = onnx.load(tmp_path / "to/m.onnx")
+    feeds = {"x": lab.array(2, 3, seed=2)}
+    np.testing.assert_array_equal(lab.ort(saved, feeds)[0], feeds["x"] * lab.array(3) + lab.array(3, seed=1))
+
+
+@pytest.mark.parametrize("external_data", [None, "out.bin"])
 def test_a_failure_leaves_nothing_behind(
     lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, external_data: str | None
 ) -> None:

@@ -253,7 +253,7 @@ def test_inputs_that_are_wrong(
 
 
 def test_an_op_that_this_version_does_not_know(lab: Any) -> None:
-    with pytest.raises(ModelError, match=r"this version of onnxnorm has no such op; it has GroupNorm, "):
+    with pytest.raises(ModelError, match=r"this version of onnxnorm has no such op; it has .*\bGroupNorm, "):
         optimize(broken(lab, {}, op="GroupNorm2"))
 
 

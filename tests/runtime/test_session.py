@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 import onnxnorm
-from onnxnorm.model_file import save_model, serialized
+from onnxnorm.model_file import load_model, save_model, serialized
 from onnxnorm.norms import all_specs
 from onnxnorm.runtime import environment, library
 from onnxnorm.runtime.library import has_library, op_table
@@ -98,6 +99,23 @@ def test_a_model_without_body_and_library_says_so() -> None:
 def test_a_large_model_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxnorm.model_file._PROTOBUF_LIMIT", -1)
     _agrees(onnxnorm.InferenceSession(sample_model(SPEC, SAMPLE)))
+
+
+def test_weights_that_are_external_data(tmp_path: Path) -> None:
+    """A model that was loaded from a file with a data file beside it; it keeps its weights where they are."""
+    save_model(sample_model(SPEC, SAMPLE), tmp_path / "small.onnx")
+    large = onnx.load(tmp_path / "small.onnx")
+    for name in [item.name for item in large.graph.input][1:]:
+        large.graph.initializer.append(onnx.numpy_helper.from_array(INPUTS[name], name))
+    del large.graph.input[1:]
+    onnx.save(large, tmp_path / "model.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    model = load_model(tmp_path / "model.onnx")
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    for native in (True, False):
+        (y,) = onnxnorm.InferenceSession(model, library=native).run(None, {"X": INPUTS["X"]})
+        assert np.abs(y - TRUTH).max() <= 8 * np.finfo(np.float32).eps * np.abs(TRUTH).max()
+    assert all(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    assert [value.const_value for value in model.graph.initializers.values()] == tensors
 
 
 def test_library_path_refuses_an_unknown_provider() -> None:

@@ -1,4 +1,4 @@
-"""Takes out what hides a normalization: unknown types, constant subgraphs, Identity, dead nodes.
+"""Takes out what hides a normalization: unknown types, constant subgraphs, Identity, sequences, dead nodes.
 
 Changes no result, and is therefore no rule. The clean-up of onnxscript and onnx_ir is not used, since it changes
 valid models (each has a test): it takes overridable initializers for constants and drops their defaults, gives two
@@ -11,7 +11,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxnorm.passes.canonicalize.constants import fold_constants, lift_constants
+from onnxnorm.passes.canonicalize.duplicates import share_equal_weights
 from onnxnorm.passes.canonicalize.identities import skip_identities
+from onnxnorm.passes.canonicalize.sequences import split_tensors
 from onnxnorm.passes.canonicalize.shapes import infer_shapes
 from onnxnorm.passes.canonicalize.unused import remove_unused
 from onnxnorm.spec.record import DOMAIN
@@ -23,6 +25,9 @@ def clean(model: ir.Model) -> None:
         del model.functions[key]
     infer_shapes(model)
     skip_identities(model)
-    fold_constants(model)
+    while fold_constants(model):
+        infer_shapes(model)  # a size that was computed tells the shapes behind it, and these may make more constants
+    split_tensors(model)
+    share_equal_weights(model)
     lift_constants(model)
     remove_unused(model)

@@ -1,8 +1,9 @@
 """Computes what depends on constants only, and makes initializers of Constant nodes.
 
 Left as it is: what reads an initializer that a caller may override or an attribute of the function that it stands in,
-graph outputs, what ``evaluate`` does not know, and large tensors unless only their layout changes and nothing else
-reads them (so that a model never grows).
+graph outputs, what ``evaluate`` does not know, and large tensors unless only their layout or type changes, to none
+larger, and nothing else reads them (so that a model never grows). Arithmetic that makes the weight of a layer is left
+to the rule fold/constant-weight, which rounds once and says what it did.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxnorm.passes.canonicalize.evaluate import KNOWN, LAYOUT, Array, cast, evaluate
+from onnxnorm.passes.canonicalize.chains import Chains
+from onnxnorm.passes.canonicalize.evaluate import KNOWN, LAYERS, LAYOUT, Array, cast, evaluate
 from onnxnorm.passes.graph import (
     STANDARD,
     all_graphs,
+    attribute,
     constant_tensor,
     has_references,
     holds_initializers,
@@ -25,36 +28,49 @@ from onnxnorm.passes.graph import (
 _SMALL = 8192
 
 
-def fold_constants(model: ir.Model) -> None:
-    """Replaces nodes by what they compute, in every graph."""
+def fold_constants(model: ir.Model) -> bool:
+    """Replaces nodes by what they compute, in every graph; whether there was one."""
+    chains, found = Chains(), False
     for graph, opset, in_function in all_graphs(model):
         as_initializer = holds_initializers(model, in_function)
         for node in list(graph):
-            result = _constant_result(node, opset or 0)
+            result = _constant_result(node, opset or 0, chains)
             if result is None:
                 continue
             old = node.outputs[0]
             new = _initializer(old, result, graph) if as_initializer else _constant_node(old, result, graph, node)
             old.replace_all_uses_with(new)
             graph.remove(node, safe=True)
+            found = True
+    return found
 
 
-def _constant_result(node: ir.Node, opset: int) -> Array | None:
-    known = node.domain in STANDARD and (node.op_type in KNOWN or node.op_type in ("CastLike", "Shape"))
+def _constant_result(node: ir.Node, opset: int, chains: Chains) -> Array | None:
+    known = node.domain in STANDARD and (node.op_type in KNOWN - LAYERS or node.op_type in ("CastLike", "Shape"))
     if not known or opset < 7 or len(node.outputs) != 1 or node.outputs[0].is_graph_output() or has_references(node):
         return None
     if node.op_type == "Shape":
         return _static_shape(node)
     if node.op_type == "CastLike":
-        return _cast_like(node)
+        return None if chains.makes_weight(node) else _cast_like(node)
     tensors = [constant_tensor(value) for value in node.inputs]
     for value, tensor in zip(node.inputs, tensors, strict=True):
         if value is not None and (tensor is None or tensor.dtype == ir.DataType.STRING):
             return None
-        layout = node.op_type in LAYOUT and value is not None and sole_consumer(value) is node
-        if tensor is not None and tensor.size > _SMALL and not layout:
+        if tensor is not None and tensor.size > _SMALL and not _only_moves(node, value):
             return None
+    if chains.makes_weight(node):
+        return None
     return evaluate(node, [None if tensor is None else np.asarray(tensor.numpy()) for tensor in tensors], opset)
+
+
+def _only_moves(node: ir.Node, value: ir.Value | None) -> bool:
+    """Whether the node is the one reader of the value and makes no more bytes of it."""
+    if value is None or sole_consumer(value) is not node:
+        return False
+    if node.op_type == "Cast" and value.dtype is not None:
+        return ir.DataType(attribute(node, "to", 0)).itemsize <= value.dtype.itemsize
+    return node.op_type in LAYOUT
 
 
 def _static_shape(node: ir.Node) -> Array | None:

@@ -1,8 +1,9 @@
 """What a node computes from constants, in NumPy, for the operators with which exporters and people make parameters.
 
-Floats are computed in float64 and rounded once to the type of the node's first input. The reference evaluator serves
-only for operators that move data (``reference``): of others it knows only the newest form, and it takes the floor of an
-integer division.
+``evaluate`` takes and gives arrays of the nodes' own types: floats are computed in float64 and rounded once to the type
+of the node's first input. ``compute`` rounds nothing: it takes floats in float64 and gives them so, for chains that
+are rounded at their end (``exact``). The reference evaluator serves only for operators that move data
+(``reference``): of others it knows only the newest form, and it takes the floor of an integer division.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxnorm.passes.canonicalize import reference
+from onnxnorm.passes.canonicalize import arithmetic, normalizations, products, reference
 from onnxnorm.passes.graph import attribute
 from onnxnorm.runtime.arrays import is_float
 
@@ -23,23 +24,6 @@ Array: TypeAlias = npt.NDArray[Any]
 #: Operators that leave the data as it is.
 LAYOUT = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
-_UNARY: dict[str, Callable[[Array], Array]] = {
-    "Abs": np.abs,
-    "Exp": np.exp,
-    "Log": np.log,
-    "Neg": np.negative,
-    "Reciprocal": np.reciprocal,
-    "Sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
-    "Sqrt": np.sqrt,
-    "Tanh": np.tanh,
-}
-_BINARY: dict[str, Callable[[Array, Array], Array]] = {
-    "Add": np.add,
-    "Div": np.divide,
-    "Mul": np.multiply,
-    "Pow": np.power,
-    "Sub": np.subtract,
-}
 #: Types that Cast is evaluated between; others saturate or round in ways of their own.
 _CASTS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -51,38 +35,81 @@ _LARGEST_BROADCAST = 1 << 18
 
 def evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Array | None:
     """The node's one result, None when it is not for this module, not finite, or the inputs do not fit."""
+    first = next((value for value in inputs if value is not None), None)
+    if first is None or len(inputs) == 0 or inputs[0] is None:
+        return None
+    if node.op_type in _DATA or node.op_type in reference.OPERATORS:
+        return compute(node, inputs, opset, _LARGEST_BROADCAST)
+    wide = [widened(value) for value in inputs]
+    result = compute(node, wide, opset, _LARGEST_BROADCAST, first.dtype == np.float64)
+    if result is None:
+        return None
+    with np.errstate(all="ignore"):
+        result = result.astype(first.dtype)
+    return result if is_finite(result) else None
+
+
+def compute(
+    node: ir.Node, inputs: Sequence[Array | None], opset: int, largest: int, double: bool = False
+) -> Array | None:
+    """The node's first result, None when it is not for this module or the inputs do not fit.
+
+    Args:
+        node: the node; its operator decides, its values are not looked at.
+        inputs: what it reads.
+        opset: version of the standard domain.
+        largest: how many elements a result may have.
+        double: whether the model computes this in float64: an attribute then means the decimal that was written down.
+
+    """
     try:
         with np.errstate(all="ignore"):
-            return _evaluate(node, inputs, opset)
+            result = _compute(node, inputs, opset, largest, double)
     except (ValueError, IndexError, TypeError, OverflowError):  # a node that fails when it is run, too
         return None
+    return result if result is None or result.size <= max(largest, _largest_of(inputs)) else None
 
 
-def _evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Array | None:
+def _compute(node: ir.Node, inputs: Sequence[Array | None], opset: int, largest: int, double: bool) -> Array | None:
     kind = node.op_type
     if not inputs or inputs[0] is None:
         return None
     if kind in _DATA:
         return _DATA[kind](node, inputs, opset)
     if kind in reference.OPERATORS:
-        return reference.from_reference(node, inputs, opset)
+        return reference.from_reference(node, inputs, opset, largest)
     x = inputs[0]
-    dtype = x.dtype
-    operands = [
-        operand.astype(np.float64) if is_float(operand.dtype) else operand for operand in inputs if operand is not None
-    ]
-    if kind in _UNARY and is_float(dtype):
-        result = _UNARY[kind](operands[0])
-    elif kind in _BINARY and len(operands) == 2 and (is_float(dtype) or kind in ("Add", "Mul", "Sub")):
-        if np.prod(np.broadcast_shapes(*(operand.shape for operand in operands)), dtype=float) > _LARGEST_BROADCAST:
+    real = is_float(x.dtype)
+    if kind in arithmetic.UNARY and real and len(inputs) == 1:
+        return np.asarray(arithmetic.UNARY[kind](x))
+    if kind in arithmetic.BINARY and len(inputs) == 2 and (real or kind in ("Add", "Mul", "Sub")):
+        y = inputs[1]
+        if y is None or np.prod(np.broadcast_shapes(x.shape, y.shape), dtype=float) > max(largest, x.size, y.size):
             return None
-        result = _BINARY[kind](*operands)
-    elif kind in _STATISTIC and is_float(dtype):
-        result = _STATISTIC[kind](node, operands, opset)
-    else:
-        return None
-    result = np.asarray(result).astype(dtype)
-    return result if np.isfinite(result.astype(np.float64)).all() else None
+        return np.asarray(arithmetic.BINARY[kind](x, y)).astype(x.dtype, copy=False)
+    if kind in _STATISTIC and real:
+        return np.asarray(_STATISTIC[kind](node, inputs, opset))
+    if kind in products.OPERATORS and real:
+        return products.OPERATORS[kind](node, inputs, largest)
+    if kind in normalizations.OPERATORS and real:
+        return normalizations.OPERATORS[kind](node, inputs, opset, double)
+    return None
+
+
+def widened(value: Array | None) -> Array | None:
+    """Floats in float64, the rest as it is."""
+    return value.astype(np.float64) if value is not None and is_float(value.dtype) else value
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no float in the array is infinite or NaN; integers and booleans always are."""
+    if not is_float(array.dtype):
+        return True
+    return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float64)).all())
+
+
+def _largest_of(inputs: Sequence[Array | None]) -> int:
+    return max(value.size for value in inputs if value is not None)
 
 
 def _axes(node: ir.Node, inputs: Sequence[Array | None], opset: int, since: int) -> tuple[int, ...] | None:
@@ -101,6 +128,8 @@ def _reduced(
     assert x is not None
     axes = _axes(node, inputs, opset, since)
     if not axes and opset >= since and attribute(node, "noop_with_empty_axes", 0):
+        if node.op_type not in ("ReduceMean", "ReduceSum"):
+            raise ValueError("runtimes differ in whether the elementwise part is done")
         return x
     return reduce(x, axis=axes or None, keepdims=bool(attribute(node, "keepdims", 1)))
 
@@ -119,9 +148,26 @@ def _softmax(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Array
     return np.asarray(raised / raised.sum(axis=over, keepdims=True)).reshape(x.shape)
 
 
+def _cumulative_sum(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Array:
+    x, axis = inputs[0], inputs[1]
+    assert x is not None
+    assert axis is not None
+    over = int(axis.reshape(()))
+    x = np.flip(x, over) if attribute(node, "reverse", 0) else x
+    total = np.cumsum(x, axis=over)
+    total = total - x if attribute(node, "exclusive", 0) else total
+    return np.flip(total, over) if attribute(node, "reverse", 0) else total
+
+
+def _reduction(name: str, since: int) -> Callable[[ir.Node, Sequence[Array | None], int], Array]:
+    reduce = arithmetic.REDUCE[name]
+    return lambda node, inputs, opset: _reduced(reduce, node, inputs, opset, since)
+
+
 _STATISTIC: dict[str, Callable[[ir.Node, Sequence[Array | None], int], Array]] = {
-    "ReduceMean": lambda node, inputs, opset: _reduced(np.mean, node, inputs, opset, 18),
-    "ReduceSum": lambda node, inputs, opset: _reduced(np.sum, node, inputs, opset, 13),
+    **{name: _reduction(name, 13 if name == "ReduceSum" else 18) for name in arithmetic.REDUCE},
+    "CumSum": _cumulative_sum,
+    "LogSoftmax": lambda node, inputs, opset: np.log(_softmax(node, inputs, opset)),
     "Softmax": _softmax,
 }
 
@@ -205,6 +251,7 @@ _DATA: dict[str, Callable[[ir.Node, Sequence[Array | None], int], Array | None]]
     "Concat": _concat,
     "Flatten": _flatten,
     "Gather": _gather,
+    "Identity": lambda node, inputs, opset: inputs[0],
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": _squeeze,
@@ -212,5 +259,10 @@ _DATA: dict[str, Callable[[ir.Node, Sequence[Array | None], int], Array | None]]
     "Unsqueeze": _unsqueeze,
 }
 
+#: Layers and normalizations: computed where they make a weight, else left for the rules and their decisions.
+LAYERS = frozenset({"Einsum", "Gemm", "MatMul", *normalizations.OPERATORS})
 #: Every operator that ``evaluate`` knows.
-KNOWN = frozenset({*_UNARY, *_BINARY, *_STATISTIC, *_DATA, *reference.OPERATORS})
+KNOWN = frozenset(
+    {*arithmetic.UNARY, *arithmetic.BINARY, *_STATISTIC, *_DATA, *reference.OPERATORS}
+    | {*products.OPERATORS, *normalizations.OPERATORS}
+)

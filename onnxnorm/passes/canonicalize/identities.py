@@ -1,4 +1,4 @@
-"""Passes over Identity, and over Dropout in inference, which is one.
+"""Passes over Identity, and over what is one: Dropout in inference, a Cast or CastLike to the type that is there.
 
 A node whose result is a graph output stays: the output's name is the user's.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxnorm.passes.graph import all_graphs, is_op, tensor_of
+from onnxnorm.passes.graph import all_graphs, attribute, is_op, tensor_of
 
 
 def skip_identities(model: ir.Model) -> None:
@@ -21,7 +21,7 @@ def skip_identities(model: ir.Model) -> None:
 def _passes_on(node: ir.Node, opset: int) -> bool:
     if node.outputs[0].is_graph_output():
         return False
-    if is_op(node, "Identity"):
+    if is_op(node, "Identity") or _keeps_type(node):
         return True
     if not is_op(node, "Dropout") or opset < 7:
         return False
@@ -31,6 +31,17 @@ def _passes_on(node: ir.Node, opset: int) -> bool:
         return True
     training = tensor_of(node.inputs[2])
     return training is not None and training.size == 1 and not training.item()
+
+
+def _keeps_type(node: ir.Node) -> bool:
+    """Whether it is a cast between two times the same type, both known."""
+    source = node.inputs[0].dtype if node.inputs[0] is not None else None
+    if source is None or not (is_op(node, "Cast") or is_op(node, "CastLike")):
+        return False
+    if is_op(node, "Cast"):
+        return bool(attribute(node, "to", None) == source)
+    like = node.inputs[1]
+    return like is not None and like.dtype == source
 
 
 def _forward(output: ir.Value, source: ir.Value) -> None:

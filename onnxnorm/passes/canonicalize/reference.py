@@ -21,19 +21,30 @@ OLDEST_OPSET = 13
 #: Results of more elements are not made.
 LARGEST = 1 << 18
 
+_COMPARISONS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or"})
+_BROADCAST = _COMPARISONS | {"Max", "Min", "Where"}
+#: Their result has at most as many elements as their first input.
+_NO_LARGER = frozenset(
+    {"Ceil", "Clip", "Floor", "ReduceMax", "ReduceMin", "ReduceProd", "ScatterElements", "ScatterND", "Size", "Trilu"}
+)
 OPERATORS = frozenset(
     {
         *("ConstantOfShape", "Expand", "GatherElements", "GatherND", "Pad", "Range", "ScatterElements"),
         *("ScatterND", "Size", "Tile", "Trilu"),
-        *("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Where"),
-        *("Ceil", "Clip", "Floor", "Max", "Min", "ReduceMax", "ReduceMin", "ReduceProd"),
+        *_COMPARISONS,
+        *("Where", "Ceil", "Clip", "Floor", "Max", "Min", "ReduceMax", "ReduceMin", "ReduceProd"),
     }
 )
 
 
-def from_reference(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None], opset: int) -> npt.NDArray[Any] | None:
-    """The node's one result, None when it is large, or when the evaluator cannot make it."""
-    if opset < OLDEST_OPSET or _largest_result(node, inputs) > LARGEST:
+def from_reference(
+    node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None], opset: int, largest: int = LARGEST
+) -> npt.NDArray[Any] | None:
+    """The node's one result, None when it has more than ``largest`` elements, or when the evaluator cannot make it.
+
+    Its type is that of the inputs: floats may be given in float64 whatever the type of the node's values.
+    """
+    if opset < OLDEST_OPSET or _largest_result(node, inputs) > largest:
         return None
     names = ["" if value is None else f"x{index}" for index, value in enumerate(inputs)]
     proto = onnx.helper.make_node(node.op_type, names, ["y"])
@@ -51,8 +62,21 @@ def from_reference(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None], ops
             result = np.asarray(next(iter(ReferenceEvaluator(model).run(None, given))))
     except Exception:  # whatever the evaluator does not know stays in the graph
         return None
-    wanted = node.outputs[0].dtype
-    return result if wanted is None or result.dtype == wanted.numpy() else None
+    return result if result.dtype == _type_of_result(node, inputs) else None
+
+
+def _type_of_result(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None]) -> np.dtype[Any] | None:
+    """What the evaluator must answer with; it mixes types up where it casts inside."""
+    kind = node.op_type
+    if kind in _COMPARISONS:
+        return np.dtype(bool)
+    if kind == "Size":
+        return np.dtype(np.int64)
+    if kind == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        return np.dtype(np.float32) if fill is None else fill.as_tensor().dtype.numpy()
+    first = inputs[1] if kind == "Where" else inputs[0]
+    return None if first is None else first.dtype
 
 
 def _largest_result(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None]) -> float:
@@ -70,6 +94,10 @@ def _largest_result(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None]) ->
         return first.size * math.prod(float(count) for count in given[1].reshape(-1))
     if kind == "Pad":
         return math.prod(float(size + np.abs(given[1]).sum()) for size in first.shape)
+    if kind in _BROADCAST:
+        return math.prod(np.broadcast_shapes(*(value.shape for value in given)))
+    if kind in _NO_LARGER:
+        return first.size
     if kind == "Range":
         start, limit, step = (float(value.reshape(())) for value in given)
         return abs((limit - start) / step) + 1 if step else math.inf

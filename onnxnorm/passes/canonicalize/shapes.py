@@ -11,10 +11,13 @@ import logging
 from collections.abc import Iterator
 
 import onnx
+import onnx.helper
 import onnx.shape_inference
 import onnx_ir as ir
 
+from onnxnorm.errors import one_line
 from onnxnorm.passes.graph import STANDARD, all_graphs
+from onnxnorm.spec.record import DOMAIN, VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +33,12 @@ def infer_shapes(model: ir.Model) -> None:
         with _without_data(model):
             proto = ir.to_proto(model)
         _show_as_identity(proto.graph)
+        _forget_types_of_norms(proto.graph)
+        if DOMAIN not in model.opset_imports:  # fused ops come before their bodies, and these bring the import
+            proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     except Exception as error:  # only less is known then: rules that need a shape refuse
-        logger.info("shape inference failed: %s", " ".join(str(error).split())[:300])
+        logger.info("shape inference failed: %s", one_line(error, 300))
         return
     _merge(model.graph, inferred.graph)
 
@@ -68,6 +74,15 @@ def _show_as_identity(proto: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             for inner in _protos_of(attribute):
                 _show_as_identity(inner)
+
+
+def _forget_types_of_norms(proto: onnx.GraphProto) -> None:
+    """Has the results of onnxnorm's ops inferred: PyTorch notes float32 for statistics over half inputs."""
+    results = {name for node in proto.node if node.domain == DOMAIN for name in node.output}
+    kept = [info for info in proto.value_info if info.name not in results]
+    if len(kept) < len(proto.value_info):
+        del proto.value_info[:]
+        proto.value_info.extend(kept)
 
 
 def _merge(graph: ir.Graph, proto: onnx.GraphProto) -> None:

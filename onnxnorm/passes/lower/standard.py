@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
-from onnxnorm.passes.graph import node_name
+from onnxnorm.passes.graph import node_name, rank_of
 from onnxnorm.passes.lower.function_bodies import ANY_ELEMENT
 from onnxnorm.passes.rule import Context, Refusal, Replacement
 from onnxnorm.spec.body import MIN_OPSET, BodyBuilder
@@ -34,6 +34,18 @@ def known_type(node: ir.Node) -> ir.DataType:
     if dtype is None:
         raise Refusal("the element type of X is not known")
     return dtype
+
+
+def first_axis(node: ir.Node, into: str) -> int:
+    """The first of the node's ``axes``, counted from the end; Refusal unless they are the last ones, as ``into`` is."""
+    axes = attributes_of(node)["axes"]
+    rank = rank_of(node.inputs[0]) if node.inputs[0] is not None else None
+    if rank is None and any(axis >= 0 for axis in axes):
+        raise Refusal("the rank of X is not known", axes=list(axes))
+    from_end = sorted(axis - rank if rank is not None and axis >= 0 else axis for axis in axes)
+    if from_end != list(range(-len(axes), 0)):
+        raise Refusal(f"{into} takes the last axes in a row", axes=list(axes))
+    return -len(axes)
 
 
 def builder_for(node: ir.Node, context: Context) -> BodyBuilder:

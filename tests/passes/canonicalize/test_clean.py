@@ -256,9 +256,21 @@ def test_unused_nodes_and_initializers_go(lab: Any) -> None:
 
 def test_large_weights_change_their_layout_only_when_nothing_else_reads_them(lab: Any) -> None:
     large = lab.array(100, 100)
-    text = "(float[2,100] x) => (float[2,100] y) { t = Transpose (w) m = MatMul (x, t) y = MatMul (m, v) }"
-    assert lab.optimize(lab.model(text, w=large, v=large)).ops == ["MatMul", "MatMul"]
-    assert lab.optimize(lab.model(text.replace("(m, v)", "(m, w)"), w=large)).ops == ["Transpose", "MatMul", "MatMul"]
+    text = "(float[2,100] x) => (float[2,100] y) { t = Transpose (w) m = MatMul (x, t) r = Relu (m) y = MatMul (r, v) }"
+    assert lab.optimize(lab.model(text, w=large, v=large)).ops == ["MatMul", "Relu", "MatMul"]
+    shared = lab.optimize(lab.model(text.replace("(r, v)", "(r, w)"), w=large))
+    assert shared.ops == ["Transpose", "MatMul", "Relu", "MatMul"]
+
+
+def test_a_large_weight_is_cast_when_it_becomes_no_larger(lab: Any) -> None:
+    text = "(float16[2,100] x) => (float16[2,100] y) { t = Cast <to=10> (w) y = MatMul (x, t) }"
+    large = lab.array(100, 100)
+    outcome = lab.optimize(lab.model(text, w=large))
+    assert (outcome.ops, outcome.result.decisions) == (["MatMul"], ())
+    (weight,) = outcome.after.graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(weight), large.astype(np.float16))
+    wider = text.replace("float16[", "float[").replace("to=10", "to=1")
+    assert lab.optimize(lab.model(wider, w=large.astype(np.float16))).ops == ["Cast", "MatMul"]
 
 
 def test_a_node_that_cannot_be_inferred_hides_no_other(lab: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -278,8 +290,8 @@ def test_a_node_that_cannot_be_inferred_hides_no_other(lab: Any, caplog: pytest.
 def test_initializers_keep_their_order(lab: Any) -> None:
     arrays = {"b": lab.array(1), "large": lab.array(40, 40), "a": lab.array(1), "huge": lab.array(40, 60)}
     text = (
-        "(float[2,40] x) => (float[2,60] y) { u = Add (x, a) v = Add (u, b) w = MatMul (v, large) y = MatMul (w,"
-        " huge) }"
+        "(float[2,40] x) => (float[2,60] y) { p = Add (x, a) u = Relu (p) q = Add (u, b) v = Relu (q) w = MatMul"
+        " (v, large) r = Relu (w) y = MatMul (r, huge) }"
     )
     outcome = lab.optimize(lab.model(text, **arrays))
     assert [item.name for item in outcome.after.graph.initializer] == list(arrays)

@@ -196,11 +196,14 @@ def test_refuses_a_norm_of_an_outer_graph(lab: Any, refused: Any) -> None:
     lab.same_in_ort(outcome, {"x": lab.array(2, 6, 4, 3), "q": np.array(True)})
 
 
-@pytest.mark.parametrize("op", ["RMSNorm", "SwitchableNorm"])
+@pytest.mark.parametrize("op", ["RMSNorm", "LayerNorm", "SwitchableNorm"])
 def test_every_norm_that_has_the_attribute(lab: Any, op: str) -> None:
     if op == "RMSNorm":
         node = 'n = onnxnorm.RMSNorm <axes=[-1], epsilon=0.00001, activation="none"> (x, scale)'
         arrays = {"scale": lab.array(3)}
+    elif op == "LayerNorm":
+        node = 'n = onnxnorm.LayerNorm <axes=[1], epsilon=0.00001, activation="none"> (x, scale, b)'
+        arrays = {"scale": lab.array(6), "b": lab.array(6)}
     else:
         node = (
             'n = onnxnorm.SwitchableNorm <epsilon=0.00001, activation="none", channels_last=0> (x, scale, b, mw, vw,'

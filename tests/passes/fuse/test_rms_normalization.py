@@ -88,6 +88,7 @@ def test_refuses_statistics_in_a_half_type(lab: Any, refused: Any, stash: int) -
         build(lab, TEXT.replace("tion (", f"tion <stash_type={stash}> (")),
         RULE,
         "stash_type asks for statistics in a half type",
+        provider="cuda",
     )
 
 

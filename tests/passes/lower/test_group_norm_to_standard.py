@@ -25,9 +25,7 @@ def lower(lab: Any, label: str = "image", opset: int = 21, dtype: str = "float32
     return outcome
 
 
-@pytest.mark.parametrize(
-    "label", ["image", "relu", "silu", "gelu", "rank-2", "volume", "one-group", "group-per-channel"]
-)
+@pytest.mark.parametrize("label", ["image", "relu", "silu", "gelu", "volume", "one-group", "group-per-channel"])
 @pytest.mark.parametrize("opset", [21, 23])
 def test_fires(lab: Any, label: str, opset: int) -> None:
     outcome = lower(lab, label, opset)
@@ -39,7 +37,7 @@ def test_fires(lab: Any, label: str, opset: int) -> None:
     lab.same_in_ort(outcome, feeds)
 
 
-@pytest.mark.parametrize(("dtype", "stash"), [("float32", 1), ("float16", 1), ("float64", 11)])
+@pytest.mark.parametrize(("dtype", "stash"), [("float32", 1), ("float16", 1)])
 def test_statistics_type(lab: Any, dtype: str, stash: int) -> None:
     outcome = lower(lab, dtype=dtype)
     assert {item.name: item.i for item in outcome.node("GroupNormalization").attribute}["stash_type"] == stash
@@ -49,7 +47,14 @@ def test_statistics_type(lab: Any, dtype: str, stash: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "opset", "dtype"), [("image", 20, "float32"), ("channels-last", 21, "float32"), ("image", 21, "bfloat16")]
+    ("label", "opset", "dtype"),
+    [
+        ("image", 20, "float32"),
+        ("channels-last", 21, "float32"),
+        ("image", 21, "bfloat16"),
+        ("image", 21, "float64"),
+        ("rank-2", 21, "float32"),
+    ],
 )
 def test_what_it_refuses_is_lowered_to_primitive_operators(lab: Any, label: str, opset: int, dtype: str) -> None:
     outcome = lower(lab, label, opset, dtype)
@@ -63,6 +68,8 @@ def test_what_it_refuses_is_lowered_to_primitive_operators(lab: Any, label: str,
         ("image", 20, "float32", "came with opset 21"),
         ("channels-last", 21, "float32", "channels-first only"),
         ("image", 21, "bfloat16", "does not run GroupNormalization in bfloat16"),
+        ("image", 21, "float64", "epsilon as a float32"),
+        ("rank-2", 21, "float32", "loses the variance of a few values"),
     ],
 )
 def test_refuses(lab: Any, refused: Any, label: str, opset: int, dtype: str, words: str) -> None:

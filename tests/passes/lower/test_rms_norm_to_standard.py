@@ -48,6 +48,7 @@ def test_fires(lab: Any, axes: list[int], activation: str) -> None:
         ([1], 23, "float32", "RMSNormalization takes the last axes in a row"),
         ([0, 2], 23, "float32", "RMSNormalization takes the last axes in a row"),
         ([-1], 23, "bfloat16", "ONNX Runtime CPU does not run RMSNormalization in bfloat16"),
+        ([-1], 23, "float64", "ONNX Runtime takes RMSNormalization's epsilon as a float32"),
     ],
 )
 def test_refuses_and_the_general_rule_takes_it(

@@ -1,0 +1,299 @@
+"""What the folds of an affine chain into the layer behind it share: layer(a * x + b) = layer'(x).
+
+A layer that sums over its input channels with constant weights takes the scale a into the weights of each channel and
+the shift b, which adds the same to every position, into its bias. Where the shift cannot go there, it stays as one Add
+in front, if that is less than there was: a * x + b = a * (x + b / a), and the layer takes a. That is exact under zero
+padding too, where the shift of the border is missing from the bias.
+
+Refused, for every layer:
+    1. No chain is legal, see ``onnxnorm.passes.fold.affine``.
+    2. The layer's weight is a graph input that a caller may override. (A weight that is computed is no match.)
+    3. Scale or shift differs along an axis that the layer does not sum over, or has another number of channels.
+    4. A folded weight or bias would overflow, underflow or not be finite in the layer's type.
+    5. The shift cannot go into the bias, and keeping it gains nothing (there is one map only, or a scale is 0, or the
+       chain computes in a wider type). It cannot where the layer pads with zeros, where its bias is not constant, and
+       where it is large: x' weights + bias then is a small difference of large numbers. The rounding of the layer's
+       result grows by the shift's size in units of the data that the layer was made for, by its weights' root mean
+       square; ``LARGEST_SHIFT`` is the most. Those units are 1 where there is a scale; a shift alone says nothing
+       about them, so that the layer's result is taken to be of size 1 or less.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxnorm.passes.decision import Action
+from onnxnorm.passes.fold.affine import Chain, Map, chains, moves_only, path_to, subject_of
+from onnxnorm.passes.fold.affine_layout import FloatArray, again, full_rank, is_layout, shape_nodes
+from onnxnorm.passes.graph import constant_tensor, is_op, is_overridable, node_name
+from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array
+from onnxnorm.runtime.arrays import float_info
+
+#: How many times a folded shift may magnify the rounding of a layer's result.
+LARGEST_SHIFT = 16.0
+
+
+class FoldAffineIntoLayer(Rule):
+    """Base of the folds; a subclass says how its layer sums."""
+
+    action: ClassVar[Action] = Action.FOLDED
+    recognizes: ClassVar[bool] = True
+    layer: ClassVar[str]
+
+    # --- what a layer says ---
+
+    def data_input(self, layer: ir.Node) -> int:
+        """Which of its first two inputs is the data; the other one is the weight."""
+        return 0
+
+    @abc.abstractmethod
+    def data_axis(self, layer: ir.Node, weight: FloatArray) -> int:
+        """The axis of the data that it sums over, counted from the end. Refusal for a weight of another form."""
+
+    @abc.abstractmethod
+    def channels(self, layer: ir.Node, weight: FloatArray) -> int:
+        """The size of that axis."""
+
+    @abc.abstractmethod
+    def scaled(self, layer: ir.Node, weight: FloatArray, scale: FloatArray) -> FloatArray:
+        """The weight times the scale (channels,) of each data channel."""
+
+    @abc.abstractmethod
+    def response(self, layer: ir.Node, weight: FloatArray, shift: FloatArray) -> FloatArray:
+        """What the weight makes of the constant input ``shift`` (channels,); broadcasts over the result."""
+
+    @abc.abstractmethod
+    def output_axis(self, layer: ir.Node, weight: FloatArray) -> int:
+        """The axis of the weight that makes the result's channels (for range checks)."""
+
+    def shift_problem(self, layer: ir.Node, weight: FloatArray, chain: Chain, context: Context) -> str | None:
+        """Why the layer cannot take a shift, None when it can; may raise Refusal as well."""
+        return None
+
+    @abc.abstractmethod
+    def build(
+        self, layer: ir.Node, data: ir.Value, weight: ir.Value, bias: FloatArray | None, context: Context
+    ) -> tuple[list[ir.Node], list[ir.Node]]:
+        """(new nodes, the nodes that they replace); ``bias`` is what comes on top of the layer's own."""
+
+    # --- what they share ---
+
+    def match(self, node: ir.Node, context: Context) -> Match | None:
+        """A layer with a weight, behind at least one map."""
+        if not is_op(node, self.layer) or len(node.inputs) < 2:
+            return None
+        data = self.data_input(node)
+        weight = node.inputs[1 - data]
+        if weight is None or not (is_overridable(weight) or constant_tensor(weight) is not None):
+            return None
+        path = path_to(node.inputs[data], context)
+        maps = [item for item in path if not moves_only(item)]
+        if not maps or (len(maps) == 1 and self._left_by(maps[0], node)):
+            return None
+        roles = {f"map {index}": item for index, item in enumerate(path)}
+        return Match({"layer": node, **roles}, {"path": path})
+
+    def subject(self, match: Match) -> ir.Node:
+        """The normalization: its BatchNormalization or its first map."""
+        path: list[ir.Node] = match.facts["path"]
+        return subject_of([node for node in path if not moves_only(node)])
+
+    def check(self, match: Match, context: Context) -> None:
+        """Reason 2 of this module; the others need the numbers."""
+        layer = match["layer"]
+        constant_array(layer.inputs[1 - self.data_input(layer)], f"{self.layer}'s weight")
+
+    def rewrite(self, match: Match, context: Context) -> Replacement:
+        """The layer with the longest chain that it can take; the reason that stopped the longest one otherwise."""
+        layer: ir.Node = match["layer"]
+        first: Refusal | None = None
+        for chain in chains(match.facts["path"], layer, context):
+            try:
+                return self._fold(layer, chain, context)
+            except Refusal as refusal:
+                first = first or refusal
+        assert first is not None
+        raise first
+
+    def _left_by(self, node: ir.Node, layer: ir.Node) -> bool:
+        """Whether the one map is the Add that this rule put there."""
+        made = all(self.id in item.metadata_props.get("onnxnorm.rule", "").split(",") for item in (node, layer))
+        return made and is_op(node, "Add")
+
+    def _fold(self, layer: ir.Node, chain: Chain, context: Context) -> Replacement:
+        data = self.data_input(layer)
+        value = layer.inputs[1 - data]
+        array = constant_array(value, f"{self.layer}'s weight")
+        dtype = ir.DataType.from_numpy(array.dtype)
+        weight = array.astype(np.float64)
+        axis, channels = self.data_axis(layer, weight), self.channels(layer, weight)
+        scale, shift = (_vector(each, axis, channels) for each in (chain.map.scale, chain.map.shift))
+        kept: Map | None = None
+        bias: FloatArray | None = None
+        if shift.any():
+            problem = self.shift_problem(layer, weight, chain, context) or self._too_large(layer, weight, scale, shift)
+            kept = _kept(chain, problem) if problem is not None else None
+            bias = self.response(layer, weight, shift) if kept is None else None
+        scaled = self.scaled(layer, weight, scale)
+        factor = self.scaled(layer, np.ones_like(weight), scale)
+        check_scaled(weight, scaled, factor, dtype, self.output_axis(layer, weight))
+        assert value is not None
+        folded = context.constant(f"{value.name}_folded", scaled, dtype)
+        front: list[ir.Node] = []
+        try:
+            source = _front(front, chain, kept, dtype, layer, context)
+            new, replaced = self.build(layer, source, folded, bias, context)
+        except Refusal:
+            forget(front)
+            raise
+        last = replaced[-1].outputs[0]
+        return Replacement(
+            [*front, *new],
+            {last: new[-1].outputs[0]},
+            [*chain.nodes, *replaced],
+            chain.subject(),
+            into=node_name(layer),
+            values={}
+            if kept is None
+            else {"the shift stays as Add": ", ".join(map(node_name, filter(_is_add, front)))},
+            before=_before(chain, replaced, context),
+            tolerance=1e-7 if dtype == ir.DataType.DOUBLE else 1e-9,
+        )
+
+    def _too_large(self, layer: ir.Node, weight: FloatArray, scale: FloatArray, shift: FloatArray) -> str | None:
+        """Reason 5's last case."""
+        squares = np.square(weight)
+        output = float(self.response(layer, squares, np.ones_like(shift)).max(initial=0.0))
+        moved = float(self.response(layer, squares, np.square(shift)).max(initial=0.0))
+        if np.all(np.abs(scale) == 1.0):
+            output = min(output, 1.0)
+        times = float(np.sqrt(moved / output)) if output > 0.0 else 0.0
+        if times <= LARGEST_SHIFT:
+            return None
+        return f"the shift is large against the data: in the bias it would magnify rounding {times:.3g} times"
+
+
+def _vector(array: FloatArray, axis: int, channels: int) -> FloatArray:
+    """The values along that axis (counted from the end); Refusal (reason 3) where they differ along another one."""
+    full = full_rank(array, max(array.ndim, -axis))
+    differs = [index - full.ndim for index, size in enumerate(full.shape) if size != 1 and index - full.ndim != axis]
+    if differs:
+        raise Refusal(
+            f"the values differ along axis {differs[0]}, which the layer does not sum over", shape=array.shape
+        )
+    vector = full.reshape(-1)
+    if vector.size not in (1, channels):
+        raise Refusal("the layer has another number of input channels", values=vector.size, channels=channels)
+    return np.broadcast_to(vector, (channels,)).astype(np.float64)
+
+
+def _kept(chain: Chain, problem: str) -> Map:
+    """The map whose shift stays as one Add; Refusal (reason 5) where that gains nothing."""
+    if len(chain.maps) < 2 and not is_op(chain.maps[0], "BatchNormalization"):
+        raise Refusal(problem)
+    if chain.casts:
+        raise Refusal(f"{problem}; and the map is computed in a wider type, in which it stays")
+    kept = chain.map if chain.before_layout is None else chain.before_layout
+    if (kept.scale == 0).any():
+        raise Refusal(f"{problem}; and it cannot come before a scale that is 0")
+    return kept
+
+
+def forget(nodes: list[ir.Node]) -> None:
+    """Ends the reading of nodes that were made for nothing; they would count as readers."""
+    for node in nodes:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
+
+
+def _before(chain: Chain, replaced: list[ir.Node], context: Context) -> list[ir.Node]:
+    """All that computes what is replaced: shapes that are computed, too."""
+    shapes = [item for node in chain.nodes if is_op(node, "Reshape") for item in shape_nodes(node, context)]
+    return [*dict.fromkeys(shapes), *chain.nodes, *replaced]
+
+
+def _is_add(node: ir.Node) -> bool:
+    return is_op(node, "Add")
+
+
+def _front(
+    nodes: list[ir.Node], chain: Chain, kept: Map | None, dtype: ir.DataType, layer: ir.Node, context: Context
+) -> ir.Value:
+    """The layer's input; ``nodes`` gets what makes it: the kept shift and the operators that move elements."""
+    value = chain.source
+    layout = [node for node in chain.nodes if is_layout(node) and not is_op(node, "Identity")]
+    early = kept is not None and kept is chain.before_layout
+    if kept is not None and early:
+        nodes.append(_add(value, kept, dtype, layer, context))
+        value = nodes[-1].outputs[0]
+    for old in layout:
+        new = again(old, value, context)
+        value = _typed(new, chain.source, old.outputs[0].shape)
+        nodes.append(new)
+    if kept is not None and not early:
+        nodes.append(_add(value, kept, dtype, layer, context))
+        value = nodes[-1].outputs[0]
+    return value
+
+
+def _add(value: ir.Value, kept: Map, dtype: ir.DataType, layer: ir.Node, context: Context) -> ir.Node:
+    name = context.fresh_name(f"{node_name(layer)}_shift")
+    node = ir.node("Add", [value, context.constant(f"{name}_value", kept.shift / kept.scale, dtype)], name=name)
+    _typed(node, value, value.shape)
+    return node
+
+
+def _typed(node: ir.Node, like: ir.Value, shape: ir.Shape | None) -> ir.Value:
+    node.outputs[0].type, node.outputs[0].shape = like.type, shape
+    return node.outputs[0]
+
+
+def check_scaled(weight: FloatArray, scaled: FloatArray, factor: FloatArray, dtype: ir.DataType, axis: int) -> None:
+    """Refusal when rounding ``scaled`` = factor * weight loses more than the type's precision of an output channel.
+
+    A weight of a data channel that is scaled by a meets data that are 1 / a as large: what counts is the loss over
+    the factor, relative to the largest weight before scaling along ``axis``.
+    """
+    info = float_info(dtype.numpy())
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    with np.errstate(all="ignore"):
+        lost = np.abs(scaled.astype(dtype.numpy()).astype(np.float64) - scaled)
+        lost = np.where(np.isfinite(lost) & (factor != 0), lost / np.abs(factor), 0.0)
+    worst, largest = lost.max(axis=others, initial=0.0), np.abs(weight).max(axis=others, initial=0.0)
+    wrong = worst > float(info.eps) * largest
+    if wrong.any():
+        channel = int(np.argmax(wrong))
+        raise Refusal(
+            f"a folded weight would underflow {dtype.name.lower()}",
+            channel=channel,
+            smallest_scale=f"{np.abs(factor[factor != 0]).min():.6g}",
+            smallest_normal=f"{float(info.smallest_normal):.3g}",
+        )
+
+
+def with_bias(layer: ir.Node, data: ir.Value, weight: ir.Value, bias: FloatArray | None, context: Context) -> ir.Node:
+    """A convolution with another input and weight, and ``bias`` on top of its own (left as it is where None)."""
+    own: Sequence[Any] = layer.inputs[2:]
+    if bias is not None:
+        old = layer.inputs[2] if len(layer.inputs) > 2 else None
+        total = bias if old is None else bias + constant_array(old, f"{layer.op_type}'s bias").astype(np.float64)
+        name = old.name if old is not None and old.name else f"{node_name(layer)}_bias"
+        assert weight.dtype is not None
+        own = [context.constant(f"{name}_folded", total, weight.dtype)]
+    return ir.node(layer.op_type, [data, weight, *own], dict(layer.attributes), name=layer.name)
+
+
+def bias_problem(layer: ir.Node) -> str | None:
+    """Why a layer's own bias, its third input, cannot take a shift."""
+    value = layer.inputs[2] if len(layer.inputs) > 2 else None
+    try:
+        if value is not None:
+            constant_array(value, f"{layer.op_type}'s bias")
+    except Refusal as refusal:
+        return f"{refusal.reason}, so that it cannot take the shift"
+    return None
