@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxnorm.exporter.export import export
     from onnxnorm.parity import check
     from onnxnorm.passes.pipeline import optimize
+    from onnxnorm.recalibration.recalibrate import recalibrate
     from onnxnorm.runtime.library import library_path
     from onnxnorm.runtime.session import InferenceSession, register
 
@@ -28,6 +29,7 @@ _HOMES = {
     "export": "onnxnorm.exporter.export",
     "library_path": "onnxnorm.runtime.library",
     "optimize": "onnxnorm.passes.pipeline",
+    "recalibrate": "onnxnorm.recalibration.recalibrate",
     "register": "onnxnorm.runtime.session",
 }
 _SUBPACKAGES = ("nn",)
@@ -44,6 +46,7 @@ __all__ = [
     "library_path",
     "nn",
     "optimize",
+    "recalibrate",
     "register",
 ]
 

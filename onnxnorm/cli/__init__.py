@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from onnxnorm.errors import EXTRAS, OnnxnormError
+from onnxnorm.errors import EXTRAS, OnnxnormError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(arguments, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         return _fail(arguments, f"{type(error).__name__}: {text} (unexpected; --debug shows where)")
 
 

@@ -53,8 +53,3 @@ def parse_pairs(items: Sequence[str], what: str) -> dict[str, str]:
             raise UsageError(f"--{what} {name or item} is given twice")
         pairs[name] = value
     return pairs
-
-
-def one_line(text: object) -> str:
-    """Text on one line."""
-    return " ".join(str(text).split())

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dynamic", action="append", default=[], metavar="NAME=AXES", help="dynamic axes of an input, such as x=0,2,3"
     )
+    parser.add_argument(
+        "--mode",
+        choices=("eval", "train"),
+        default="eval",
+        help="train: batch statistics by the module's own training flags, every updated buffer as explicit state",
+    )
     parser.add_argument("--opset", type=int, help="18 to the newest that the installed ONNX Runtime loads")
     add_rewrite_arguments(parser)
 
@@ -47,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         module,
         args,
         kwargs,
+        mode=arguments.mode,
         opset=arguments.opset,
         target=arguments.target,
         provider=arguments.provider,

@@ -23,8 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
         {
             "name": spec.name,
             "inputs": [item.name for item in spec.inputs],
-            "outputs": list(spec.outputs),
+            "outputs": [item.name for item in spec.outputs],
             "attributes": [item.name for item in spec.attributes],
+            "native": spec.native,
             "cpu": kernels.get(spec.name, {}).get("dtypes", []),
             "summary": spec.summary,
             "citation": spec.citation,
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             item["name"],
             ", ".join(item["inputs"]),
             ", ".join(item["attributes"]),
-            ", ".join(item["cpu"]) or "none: function body",
+            ", ".join(item["cpu"]) or ("none here: function body" if item["native"] else "function body"),
         )
         for item in records
     ]

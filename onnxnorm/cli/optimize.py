@@ -39,7 +39,8 @@ def report(result: object, arguments: argparse.Namespace) -> None:
 
     assert isinstance(result, Result)
     if arguments.json:
-        print_json({"output": arguments.output, "decisions": [item.to_json() for item in result.decisions]})
+        decisions = [item.to_json() for item in result.decisions]
+        print_json({"output": arguments.output, "decisions": decisions, "state": result.state})
         return
     if arguments.explain:
         print(result.explain())
@@ -47,4 +48,5 @@ def report(result: object, arguments: argparse.Namespace) -> None:
     for item in result.decisions:
         counts[item.action.value] = counts.get(item.action.value, 0) + 1
     summary = ", ".join(f"{count} {action}" for action, count in counts.items()) or "no normalization found"
-    print(f"{arguments.output}: {summary}")
+    state = f"; {len(result.state)} state tensors, each fed back from next.<name>" if result.state else ""
+    print(f"{arguments.output}: {summary}{state}")

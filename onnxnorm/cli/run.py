@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from onnxnorm.cli._common import one_line, parse_pairs, print_json, print_table
-from onnxnorm.errors import ModelError, OnnxnormError, UsageError
+from onnxnorm.cli._common import parse_pairs, print_json, print_table
+from onnxnorm.errors import ModelError, OnnxnormError, UsageError, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ def _error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_the_command_is_also_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "onnxnorm", "--help"], capture_output=True, text=True, check=True)
-    for command in ("export", "optimize", "run", "check", "inspect", "ops", "doctor"):
+    for command in ("export", "optimize", "recalibrate", "run", "check", "inspect", "ops", "doctor"):
         assert command in done.stdout
 
 
@@ -184,7 +184,7 @@ def test_run_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no is no folder" in line
 
 
-@pytest.mark.parametrize("command", ["optimize", "inspect", "run", "check"])
+@pytest.mark.parametrize("command", ["optimize", "recalibrate", "inspect", "run", "check"])
 def test_files_that_are_not_models(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -194,6 +194,7 @@ def test_files_that_are_not_models(
         path = str(tmp_path / name)
         arguments = {
             "optimize": ["optimize", path, "-o", str(tmp_path / "out.onnx")],
+            "recalibrate": ["recalibrate", path, "--data", "x.npy", "-o", str(tmp_path / "out.onnx")],
             "inspect": ["inspect", path],
             "run": ["run", path],
             "check": ["check", f"{folder}/net.py:make", path],
@@ -217,7 +218,12 @@ def test_ops_lists_every_norm(capsys: pytest.CaptureFixture[str]) -> None:
     listed = {item["name"]: item for item in json.loads(capsys.readouterr().out)["ops"]}
     assert set(listed) == set(all_specs())
     for name, spec in all_specs().items():
-        assert sorted(listed[name]["cpu"]) == sorted(spec.dtypes)
+        assert listed[name]["native"] == spec.native
+        assert sorted(listed[name]["cpu"]) == (sorted(spec.dtypes) if spec.native else [])
+    assert main(["ops"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line and not line[0].isspace()}
+    for name, spec in all_specs().items():
+        assert rows[name].rstrip().endswith("function body") is not spec.native, rows[name]
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
