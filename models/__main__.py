@@ -55,7 +55,8 @@ def _run(options: argparse.Namespace, command: str, console: Console, budget: Bu
     watcher = watcher_for(console, names)
     try:
         results = [
-            run_model(all_models()[name], load(), options.out, watcher, budget, debug=options.debug) for name in names
+            run_model(model, load(raw=model.raw_pixels), options.out, watcher, budget, debug=options.debug)
+            for model in (all_models()[name] for name in names)
         ]
     finally:
         watcher.close()

@@ -26,15 +26,19 @@ class Digits:
 
 
 @functools.cache
-def load() -> Digits:
-    """The digits, every class with the same share in both parts, brought to mean 0 and variance 1.
+def load(*, raw: bool = False) -> Digits:
+    """The digits, every class with the same share in both parts.
 
     Mean and deviation are those of the training part: the test part must not tell the model anything.
+
+    Args:
+        raw: the pixel values as they are, 0 to 16, instead of brought to mean 0 and variance 1.
+
     """
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, labels, test_size=TEST_SHARE, stratify=labels, random_state=SPLIT_SEED)
     train_images, test_images, train_labels, test_labels = split
-    mean, deviation = train_images.mean(), train_images.std()
+    mean, deviation = (0.0, 1.0) if raw else (train_images.mean(), train_images.std())
 
     def as_images(pixels: object) -> Tensor:
         scaled: Tensor = (torch.as_tensor(pixels) - mean) / deviation

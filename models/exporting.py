@@ -1,10 +1,11 @@
-"""The two ONNX files of a model: as PyTorch alone writes it, and as onnxnorm does."""
+"""The ONNX files of a model: as PyTorch alone writes it, and as onnxnorm does, for inference and for training."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,22 @@ def export_onnxnorm(module: nn.Module, model: ReferenceModel, path: Path) -> tup
     result = onnxnorm.export(module, (example_input(model),), dynamic_shapes=dynamic_shapes(model))
     result.save(path)
     return tuple(result.decisions)
+
+
+def export_training(module: nn.Module, model: ReferenceModel, batch: torch.Tensor, path: Path) -> Mapping[str, str]:
+    """Exports the training graph and saves it; returns its state, input -> output with the next value.
+
+    Args:
+        module: the network, in evaluation when this returns.
+        model: its record.
+        batch: an example batch; a training forward needs several values of each channel.
+        path: where to save.
+
+    """
+    module.train()
+    try:
+        result = onnxnorm.export(module, (batch,), mode="train", dynamic_shapes=dynamic_shapes(model))
+    finally:
+        module.eval()
+    result.save(path)
+    return result.state

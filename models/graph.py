@@ -9,36 +9,50 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from onnxnorm.passes.graph import NORM_OPERATORS, STANDARD
 from onnxnorm.spec.record import DOMAIN
 
+#: Parts of the class names of modules that normalize.
+_NORMALIZING = ("norm", "standardiz", "whitening")
+_PARAMETRIZED = "Parametrized"
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One leaf module of a network, as it ran on the example input."""
+    """One layer of a network, as it ran on the example input.
+
+    Attributes:
+        parametrization: what its weight is computed by, such as "WeightNorm"; "" for an ordinary weight.
+
+    """
 
     name: str
     kind: str
     options: str
     output: tuple[int, ...]
     parameters: int
+    parametrization: str = ""
 
     @property
     def normalizes(self) -> bool:
-        """Whether it is a normalization layer."""
-        return "Norm" in self.kind
+        """Whether it, or what its weight is computed by, is a normalization."""
+        return _normalizes(f"{self.kind} {self.parametrization}")
 
 
 def layers_of(module: nn.Module, example: Tensor) -> tuple[Layer, ...]:
-    """The leaf modules in the order in which they first run."""
-    names = {child: name for name, child in module.named_modules() if not list(child.children())}
+    """The layers in the order in which they first run."""
+    names = {child: name for name, child in _layers(module)}
     found: dict[nn.Module, Layer] = {}
 
     def note(child: nn.Module, _: Any, output: Any) -> None:
         if child not in found:
             count = sum(parameter.numel() for parameter in child.parameters())
-            found[child] = Layer(names[child], type(child).__name__, child.extra_repr(), tuple(output.shape), count)
+            kind = type(child).__name__.removeprefix(_PARAMETRIZED)
+            found[child] = Layer(
+                names[child], kind, child.extra_repr(), tuple(output.shape), count, _parametrization(child)
+            )
 
     hooks = [child.register_forward_hook(note) for child in names]
     try:
@@ -51,8 +65,28 @@ def layers_of(module: nn.Module, example: Tensor) -> tuple[Layer, ...]:
 
 
 def norm_layers(module: nn.Module) -> int:
-    """How many normalization layers a network has."""
-    return sum("Norm" in type(child).__name__ and not list(child.children()) for child in module.modules())
+    """How many normalizations a network has: layers, and normalized weights of layers."""
+    return sum(_normalizes(f"{type(layer).__name__} {_parametrization(layer)}") for _, layer in _layers(module))
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Submodules without submodules of their own; what a weight is computed by is part of its layer."""
+    for name, child in module.named_modules():
+        if "parametrizations" in name.split("."):
+            continue
+        if all(part == "parametrizations" for part, _ in child.named_children()):
+            yield name, child
+
+
+def _parametrization(layer: nn.Module) -> str:
+    if not parametrize.is_parametrized(layer):
+        return ""
+    lists: Any = layer.parametrizations
+    return ", ".join(type(item).__name__.strip("_") for each in lists.values() for item in each)
+
+
+def _normalizes(kind: str) -> bool:
+    return any(part in kind.lower() for part in _NORMALIZING)
 
 
 @dataclass(frozen=True)

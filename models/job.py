@@ -1,4 +1,4 @@
-"""The main job for one model: train, export, optimize, run, check, prove, measure.
+"""The main job for one model: train, export, optimize, trace the training graph, run, check, prove, measure.
 
 Each step fills a part of the ModelResult, and writes down in its ``problems`` what is not as it must be. A step that
 raises ends the model, not the job.
@@ -6,6 +6,7 @@ raises ends the model, not the job.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,14 +21,15 @@ from torch import Tensor, nn
 import onnxnorm
 from models import latency
 from models.data import Digits
-from models.exporting import export_onnxnorm, export_plain
+from models.exporting import export_onnxnorm, export_plain, export_training
 from models.graph import file_facts, layers_of, norm_layers
 from models.progress import Watcher
-from models.proofs import prove, small_inputs
+from models.proofs import Evidence, prove, small_inputs
 from models.record import ReferenceModel
-from models.result import ACCURACY_WANTED, LABELS, ONNXNORM, PLAIN, PYTORCH, ModelResult
+from models.result import ACCURACY_WANTED, LABELS, ONNXNORM, PLAIN, PYTORCH, TRAINING, ModelResult, TrainingGraph
 from models.threads import threads
 from models.train import accuracy, train
+from models.training_steps import TrainingSteps, training_batches
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,17 @@ class _Work:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Where the two ONNX files go."""
+        """Where the ONNX files go."""
         return {
             PLAIN: self.folder / f"{self.model.name}.plain.onnx",
             ONNXNORM: self.folder / f"{self.model.name}.onnx",
+            TRAINING: self.folder / f"{self.model.name}.train.onnx",
         }
+
+    @property
+    def batches(self) -> tuple[Tensor, ...]:
+        """One batch for each training step of the proof."""
+        return training_batches(self.model, self.digits.train_images)
 
 
 def run_model(
@@ -87,6 +95,7 @@ def run_model(
         "train": _train,
         "export": _export_plain,
         "optimize": _export_onnxnorm,
+        "trace": _export_training,
         "run": _run,
         "check": _check,
         "prove": _prove,
@@ -148,7 +157,23 @@ def _export_onnxnorm(work: _Work) -> str:
         refused = [str(decision) for decision in result.decisions if decision.action.value in ("refused", "reverted")]
         why = f"; {len(refused)} refused, first: {refused[0]}" if refused else ""
         result.problems.append(f"{left} norms are left in the optimized file; it must be {wanted}{why}")
+    _check_nodes(work)
     return note
+
+
+def _check_nodes(work: _Work) -> None:
+    """Whether nothing is left of what normalizes a weight or the input."""
+    facts, wanted = work.result.ways[ONNXNORM].facts, work.model.nodes_left
+    if wanted is not None and facts is not None and facts.nodes != wanted:
+        work.result.problems.append(f"{facts.nodes} nodes are left in the optimized file; it must be {wanted}")
+
+
+def _export_training(work: _Work) -> str:
+    path = work.files[TRAINING]
+    state = export_training(work.module, work.model, work.batches[0], path)
+    facts = file_facts(str(path), path.stat().st_size)
+    work.result.training = TrainingGraph(path.name, facts, tuple(state))
+    return f"{facts.nodes} nodes, {len(state)} tensors of state"
 
 
 def _note_file(work: _Work, key: str) -> str:
@@ -242,7 +267,8 @@ def _why_failed(run: Mapping[str, Any]) -> str:
 def _prove(work: _Work) -> str:
     result = work.result
     inputs = small_inputs(work.model, work.digits.test_images)
-    result.proofs = prove(work.module, work.files[ONNXNORM], inputs)
+    steps = TrainingSteps(copy.deepcopy(work.module).train(), work.batches)
+    result.proofs = prove(Evidence(work.module, work.files[ONNXNORM], inputs, steps, work.files[TRAINING]))
     failed = [proof for proof in result.proofs if not proof.passed]
     result.problems.extend(f"{proof.name} ({proof.meaning}): {proof.detail}" for proof in failed)
     return f"{len(result.proofs) - len(failed)} of {len(result.proofs)} proofs hold"

@@ -24,12 +24,12 @@ BATCH = 32
 #: Threads within one operator, for PyTorch and ONNX Runtime alike.
 THREADS = max(1, min(2, os.cpu_count() or 1))
 #: Quiet blocks wanted of each contestant, and with how few the result still counts as quiet.
-BLOCKS, FEWEST = 40, 8
+BLOCKS, FEWEST = 24, 8
 RUNS_PER_BLOCK = 5
 WARM_UP_RUNS = 3
 PAUSE_SECONDS = 0.01
 #: A machine that does not come to rest must not hold up the job.
-LIMIT_SECONDS = 8.0
+LIMIT_SECONDS = 5.0
 #: Share of a block's time for which a thread may have waited for a core.
 QUIET_SHARE = 0.02
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 #: The job's steps for each model, with their share of its time (rough; only the bar's pace depends on them).
-STEPS = {"train": 40, "export": 15, "optimize": 15, "run": 5, "check": 10, "prove": 10, "measure": 5}
+STEPS = {"train": 20, "export": 15, "optimize": 15, "trace": 15, "run": 3, "check": 7, "prove": 15, "measure": 10}
 
 
 class Watcher(Protocol):

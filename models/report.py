@@ -11,8 +11,9 @@ import jinja2
 from markupsafe import Markup
 
 from models import charts
+from models.judge import FACTOR
 from models.latency import BATCH, RUNS_PER_BLOCK, THREADS
-from models.proofs import FACTOR, MEANINGS
+from models.proofs import MEANINGS
 from models.result import ONNXNORM, PLAIN, PYTORCH, JobResult, ModelResult, all_quiet
 
 _TEMPLATE = "report.html.jinja"

@@ -16,6 +16,8 @@ from models.record import ReferenceModel
 ACCURACY_WANTED = 0.95
 
 PYTORCH, PLAIN, ONNXNORM = "pytorch", "plain", "onnxnorm"
+#: The other file of each model: what a training forward computes.
+TRAINING = "training"
 #: The ways in which each model is run, in the order of the story.
 LABELS = {PYTORCH: "PyTorch", PLAIN: "ONNX Runtime, plain export", ONNXNORM: "ONNX Runtime, onnxnorm"}
 
@@ -42,6 +44,20 @@ class Way:
     latency: Latency | None = None
 
 
+@dataclass(frozen=True)
+class TrainingGraph:
+    """The file of a training graph.
+
+    Attributes:
+        state: keys of what enters and leaves with each step.
+
+    """
+
+    file: str
+    facts: FileFacts
+    state: tuple[str, ...]
+
+
 @dataclass
 class ModelResult:
     """Everything about one model. ``problems`` says in a line each what is not as it must be."""
@@ -53,6 +69,7 @@ class ModelResult:
     losses: tuple[float, ...] = ()
     test_images: int = 0
     decisions: tuple[Any, ...] = ()
+    training: TrainingGraph | None = None
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     proofs: tuple[Proof, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -75,6 +92,7 @@ class ModelResult:
             "test_images": self.test_images,
             "seconds": self.seconds,
             "ways": {key: _way_json(way) for key, way in self.ways.items()},
+            "training": None if self.training is None else dataclasses.asdict(self.training),
             "proofs": [dataclasses.asdict(proof) for proof in self.proofs],
             "decisions": [decision.to_json() for decision in self.decisions],
             "checks": self.checks,

@@ -1,4 +1,6 @@
-"""The one table at the end of the job, and the line under it that sums up. Readable at 100 columns."""
+"""The one table at the end of the job, a line for each model, and the line under it that sums up. Readable at 100
+columns.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,24 @@ from rich.console import Console
 from rich.text import Text
 
 from models.latency import BATCH, THREADS
-from models.result import ONNXNORM, PYTORCH, JobResult, ModelResult, Way, all_quiet
+from models.proofs import MEANINGS
+from models.result import ONNXNORM, PLAIN, PYTORCH, JobResult, ModelResult, Way, all_quiet
 
 WIDTH = 100
-_FIRST = 30
-_COLUMNS = {"nodes": 7, "norms": 7, "accuracy": 11, "distance": 11, "median ms": 12, "speed": 9}
+_MARK, _NAME = 3, 30
+#: (heading, width) of the columns, under the headings that span them: (heading, how many).
+_SPANS = (("nodes", 2), ("norms", 1), ("accuracy", 1), ("distance", 2), ("median ms", 3))
+_COLUMNS = (
+    ("plain", 5),
+    ("ours", 5),
+    ("left", 6),
+    ("", 9),
+    ("PyTorch", 9),
+    ("ours", 8),
+    ("PyTorch", 9),
+    ("plain", 8),
+    ("ours", 8),
+)
 _Value = TypeVar("_Value")
 
 
@@ -38,78 +53,89 @@ def marks_for(console: Console) -> Marks:
 def render(job: JobResult, marks: Marks) -> Text:
     """The table, what its columns mean, and the sum.
 
-    Written by hand rather than with rich's Table: a model's heading, with its verdict and proofs, spans all columns.
+    Written by hand rather than with rich's Table: its headings span several columns, and a log gets the same lines.
     """
-    header = _row("model, as run by", list(_COLUMNS))
-    lines = [Text(header, style="bold"), Text("-" * len(header), style="dim")]
-    for result in job.models:
-        lines.extend(_model(result, marks))
-        lines.append(Text())
+    header = _line("model", [heading for heading, _ in _COLUMNS])
+    lines = [Text(_spanning(), style="bold"), Text(header, style="bold"), Text("-" * len(header), style="dim")]
+    lines += [_model(result, marks) for result in job.models]
+    lines.append(Text())
     lines.extend(Text(line, style="dim") for line in (*_LEGEND, *([] if all_quiet(job) else _BUSY)))
     lines.append(Text())
-    return Text("\n").join([*lines, *_sum(job)])
+    return Text("\n").join([*lines, *_sum(job, marks)])
 
 
-def _model(result: ModelResult, marks: Marks) -> list[Text]:
-    """The heading of a model, and a line for each way to run it."""
-    verdict = ("passed", "bold green") if result.passed else ("FAILED", "bold red")
-    heading = Text.assemble((f"{result.model.name:<{_FIRST}}", "bold"), verdict)
-    if result.proofs:
-        heading.append("   one file: " + "  ".join(_proofs(result, marks)))
-    lines = [heading]
-    for key, way in result.ways.items():
-        text = _row(f"  {way.label}", _cells(way, result.ways[PYTORCH]))
-        lines.append(Text(text, style="" if key == ONNXNORM else "dim"))
-    return lines
+def _spanning() -> str:
+    """The upper line of headings, each at the right end of the columns that it spans."""
+    text, column = " " * (_MARK + _NAME), 0
+    for heading, count in _SPANS:
+        text += f"{heading:>{sum(width for _, width in _COLUMNS[column : column + count])}}"
+        column += count
+    return text
 
 
-def _row(first: str, cells: list[str]) -> str:
-    widths = _COLUMNS.values()
-    return f"{first:<{_FIRST}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+def _line(name: str, cells: list[str]) -> str:
+    columns = zip(cells, _COLUMNS, strict=True)
+    return f"{'':<{_MARK}}{name:<{_NAME}}" + "".join(f"{cell:>{width}}" for cell, (_, width) in columns)
 
 
-def _cells(way: Way, pytorch: Way) -> list[str]:
-    base = pytorch.latency
-    speed = None if base is None or way.latency is None else way.latency.speed_against(base)
+def _model(result: ModelResult, marks: Marks) -> Text:
+    mark = (f"{marks.good:<{_MARK}}", "bold green") if result.passed else (f"{marks.bad:<{_MARK}}", "bold red")
+    return Text.assemble(mark, _line(result.model.name, _cells(result))[_MARK:])
+
+
+def _cells(result: ModelResult) -> list[str]:
+    ways = result.ways
+    pytorch, plain, ours = ways[PYTORCH], ways[PLAIN], ways[ONNXNORM]
     return [
-        "-" if way.facts is None else str(way.facts.nodes),
-        _shown(way.norms, str),
-        _shown(way.accuracy, lambda value: f"{value:.2%}"),
-        _shown(way.distance, lambda value: f"{value:.1e}"),
-        _shown(way.latency, lambda value: f"{'' if value.quiet else '~'}{value.median:.3f}"),
-        _shown(speed, lambda value: f"{value:.2f}x"),
+        *(_shown(way.facts, lambda facts: str(facts.nodes)) for way in (plain, ours)),
+        _shown(ours.norms, str),
+        _shown(ours.accuracy, lambda value: f"{value:.2%}"),
+        *(_shown(way.distance, lambda value: f"{value:.1e}") for way in (pytorch, ours)),
+        *map(_milliseconds, (pytorch, plain, ours)),
     ]
+
+
+def _milliseconds(way: Way) -> str:
+    return _shown(way.latency, lambda value: f"{'' if value.quiet else '~'}{value.median:.2f}")
 
 
 def _shown(value: _Value | None, write: Callable[[_Value], str]) -> str:
     return "-" if value is None else write(value)
 
 
-def _proofs(result: ModelResult, marks: Marks) -> list[str]:
-    return [f"{proof.name} {marks.good if proof.passed else marks.bad}" for proof in result.proofs]
-
-
 _LEGEND = (
-    "nodes, norms  in the ONNX file (for PyTorch: norm layers); a norm that an export spells out in",
-    "              elementary operators counts as nodes only",
+    "plain, ours   what torch.onnx.export writes, and what onnxnorm does, both in ONNX Runtime",
+    "nodes         in the ONNX file; a norm that an export spells out counts with all its operators",
+    "norms left    that onnxnorm has not computed into weights: one operator each",
     "accuracy      on all test images; ONNX Runtime must put every image into PyTorch's class",
     "distance      the largest from the float64 truth, relative to the largest output",
-    f"median ms     batch {BATCH}, CPU, {THREADS} threads each, measured in turns; speed is against PyTorch",
-    "one file      agrees with PyTorch in ONNX Runtime with onnxnorm's library (lib), in plain ONNX",
-    "              Runtime (no-lib), in ONNX's reference evaluator (ref); onnx.checker accepts it",
+    f"median ms     batch {BATCH}, CPU, {THREADS} threads each, measured in turns",
+    "proofs        models that agree with PyTorch in ONNX Runtime with onnxnorm's library (lib), in plain",
+    "              ONNX Runtime (no-lib), in ONNX's reference evaluator (ref), over three steps of their",
+    "              training graph (train); whose files onnx.checker accepts (checker)",
 )
 
 _BUSY = (
     "~             other programs used the cores, which slows PyTorch and ONNX Runtime unequally: no",
-    "              comparison, so no speed is given; run it again on a quiet machine",
+    "              comparison; run it again on a quiet machine",
 )
 
 
-def _sum(job: JobResult) -> list[Text]:
+def _sum(job: JobResult, marks: Marks) -> list[Text]:
     count, good = len(job.models), sum(result.passed for result in job.models)
+    lines = [_proofs(job, marks)]
     if job.passed:
         text = f"passed: {count} of {count} models run the same in ONNX Runtime as in PyTorch ({job.seconds:.0f} s)"
-        return [Text(text, style="bold green")]
+        return [*lines, Text(text, style="bold green")]
     problems = [f"{result.model.name}: {problem}" for result in job.models for problem in result.problems]
     failed = f"FAILED: {count - good} of {count} models ({job.seconds:.0f} s)"
-    return [Text(line, style="bold red") for line in (*problems, failed)]
+    return [*lines, *(Text(line, style="bold red") for line in (*problems, failed))]
+
+
+def _proofs(job: JobResult, marks: Marks) -> Text:
+    """How many models have passed each proof."""
+    parts = []
+    for name in MEANINGS:
+        passed = sum(proof.passed for result in job.models for proof in result.proofs if proof.name == name)
+        parts.append(f"{name} {passed} {marks.good if passed == len(job.models) else marks.bad}")
+    return Text("proofs        " + "   ".join(parts))

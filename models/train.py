@@ -39,7 +39,7 @@ def train(
 
     Args:
         model: what to train.
-        digits: the data.
+        digits: the data, raw for a model that takes raw pixels.
         epochs: another number of epochs than the model's own.
         on_epoch: told after each epoch how many are done, of how many.
 
@@ -49,6 +49,8 @@ def train(
     with torch.random.fork_rng(devices=[]), threads(1):
         torch.manual_seed(SEED)
         module = model.factory().train()
+        if model.fit_input is not None:
+            model.fit_input(module, digits.train_images)
         optimizer = torch.optim.AdamW(module.parameters(), lr=model.learning_rate, weight_decay=1e-2)
         batches = -(-len(digits.train_images) // BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, model.learning_rate, total_steps=total * batches)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from models import all_models
 from models.data import load
 from models.job import Budget, run_model
+from models.record import ReferenceModel
 from models.result import JobResult, ModelResult
+from models.train import train
 
 
 class Silent:
@@ -35,6 +39,18 @@ class Silent:
 
     def close(self) -> None:
         pass
+
+
+@pytest.fixture(scope="session")
+def trained() -> Callable[[ReferenceModel], nn.Module]:
+    """Trains a model in full, once for all tests; its module must not be changed."""
+
+    @functools.cache
+    def train_once(name: str) -> nn.Module:
+        model = all_models()[name]
+        return train(model, load(raw=model.raw_pixels)).module
+
+    return lambda model: train_once(model.name)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ import pytest
 
 import models.job
 from models.__main__ import main
+from models.data import load
 from models.exporting import export_onnxnorm
 from models.job import Budget
 from models.progress import STEPS
+from models.proofs import Evidence, prove, small_inputs
+from models.training_steps import TrainingSteps, training_batches
 
 
 def test_the_whole_job(ran) -> None:
@@ -20,7 +23,7 @@ def test_the_whole_job(ran) -> None:
     assert result.problems == []
     assert ran.watcher.steps == list(STEPS)
     assert {proof.name: proof.passed for proof in result.proofs} == dict.fromkeys(
-        ("lib", "no-lib", "ref", "checker"), True
+        ("lib", "no-lib", "ref", "checker", "train"), True
     )
     pytorch, plain, ours = result.ways.values()
     assert ours.accuracy == pytorch.accuracy > 0.95
@@ -30,7 +33,9 @@ def test_the_whole_job(ran) -> None:
     assert ours.facts.nodes < plain.facts.nodes
     assert 0 < ours.distance < 1e-5
     assert all(way.latency.median > 0 for way in (pytorch, plain, ours))
-    assert sorted(path.name for path in ran.folder.iterdir()) == ["group_norm_cnn.onnx", "group_norm_cnn.plain.onnx"]
+    assert sorted(path.name for path in ran.folder.iterdir()) == [
+        f"group_norm_cnn.{kind}" for kind in ("onnx", "plain.onnx", "train.onnx")
+    ]
 
 
 def test_the_optimizer_accounts_for_every_norm(ran) -> None:
@@ -39,7 +44,7 @@ def test_the_optimizer_accounts_for_every_norm(ran) -> None:
 
 
 def test_the_files_keep_the_open_sizes(ran) -> None:
-    for name in ("group_norm_cnn.onnx", "group_norm_cnn.plain.onnx"):
+    for name in ("group_norm_cnn.onnx", "group_norm_cnn.plain.onnx", "group_norm_cnn.train.onnx"):
         shape = onnx.load(ran.folder / name).graph.input[0].type.tensor_type.shape.dim
         assert [size.dim_param or size.dim_value for size in shape] == ["batch", 1, "height", "width"]
 
@@ -71,7 +76,7 @@ def test_a_changed_weight_and_too_little_training_fail(
     status = main(["--out", str(tmp_path), "--models", "group_norm_cnn"], budget=budget)
     printed = capsys.readouterr().out
     assert status == 1
-    assert "lib ✗  no-lib ✗  ref ✗  checker ✓" in printed
+    assert "lib 0 ✗   no-lib 0 ✗   ref 0 ✗   checker 1 ✓   train 1 ✓" in printed
     assert "check on test images" in printed
     assert "it must be over 95%" in printed
     assert "FAILED: 1 of 1 models" in printed
@@ -85,7 +90,7 @@ def test_a_changed_weight_and_too_little_training_fail(
 def table_lines(printed: str) -> list[str]:
     """The table and its legend; the texts of problems below may be longer."""
     lines = printed.splitlines()
-    start = next(index for index, line in enumerate(lines) if line.startswith("model, as run by"))
+    start = next(index for index, line in enumerate(lines) if line.strip().startswith("model  "))
     end = next(index for index, line in enumerate(lines) if line.startswith("group_norm_cnn: ") and index > start)
     return lines[start:end]
 
@@ -113,6 +118,38 @@ def test_a_rule_that_stops_firing_fails(tmp_path, monkeypatch: pytest.MonkeyPatc
     assert "5 norms are left in the optimized file; it must be 0" in work.result.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("input_standardization_cnn", "fold/affine-into-conv"),
+        ("input_whitening_mlp", "fold/linear-into-linear"),
+        ("weight_standardization_resnet", "fold/constant-weight"),
+    ],
+)
+def test_a_weight_or_input_side_rule_that_stops_firing_fails(tmp_path, monkeypatch, name: str, rule: str) -> None:
+    """No norm operator is left in any case there, so the count of all nodes tells."""
+    import onnxnorm
+    from models import all_models
+    from models.exporting import dynamic_shapes, example_input
+
+    model = all_models()[name]
+    module = model.factory().eval()
+    if model.fit_input is not None:
+        model.fit_input(module, load(raw=True).train_images)
+
+    def without_the_rule(*_):
+        options = {"dynamic_shapes": dynamic_shapes(model), "disable": [rule]}
+        result = onnxnorm.export(module, (example_input(model),), **options)
+        result.save(tmp_path / f"{name}.onnx")
+        return result.decisions
+
+    monkeypatch.setattr(models.job, "export_onnxnorm", without_the_rule)
+    work = models.job._Work(model, None, tmp_path, Budget(), None, models.job.ModelResult(model), module)
+    models.job._export_onnxnorm(work)
+    assert len(work.result.problems) == 1
+    assert f"nodes are left in the optimized file; it must be {model.nodes_left}" in work.result.problems[0]
+
+
 def test_a_step_that_raises_ends_the_model_with_one_line(tmp_path, run_one, monkeypatch) -> None:
     def broken(*_):
         raise RuntimeError("no\nsuch luck")
@@ -127,15 +164,17 @@ def test_a_step_that_raises_ends_the_model_with_one_line(tmp_path, run_one, monk
 
 
 def test_without_the_native_library_the_proof_fails(tmp_path, ran, monkeypatch) -> None:
-    from models.data import load
-    from models.proofs import prove, small_inputs
-
     monkeypatch.setenv("ONNXNORM_LIBRARY", str(tmp_path / "absent.so"))
-    module = ran.result.model.factory().eval()
-    inputs = small_inputs(ran.result.model, load().test_images)
-    found = {proof.name: proof for proof in prove(module, ran.folder / "group_norm_cnn.onnx", inputs)}
+    model, digits = ran.result.model, load()
+    module = model.factory().eval()
+    steps = TrainingSteps(model.factory().train(), training_batches(model, digits.train_images))
+    files = [ran.folder / f"group_norm_cnn.{kind}" for kind in ("onnx", "train.onnx")]
+    evidence = Evidence(module, files[0], small_inputs(model, digits.test_images), steps, files[1])
+    found = {proof.name: proof for proof in prove(evidence)}
     assert not found["lib"].passed
     assert "absent.so" in found["lib"].detail
+    assert not found["train"].passed
+    assert "absent.so" in found["train"].detail
     assert not found["no-lib"].passed, "another network than the file's: its outputs must not pass"
 
 

@@ -10,6 +10,7 @@ import torch
 
 from models import all_models
 from models.data import load
+from models.graph import layers_of, norm_layers
 from models.record import ReferenceModel
 from models.result import ACCURACY_WANTED
 from models.threads import threads
@@ -23,7 +24,23 @@ def by_name(model: ReferenceModel) -> str:
 
 
 def test_models_are_found_by_looking() -> None:
-    assert list(all_models()) == ["batch_norm_cnn", "group_norm_cnn", "rms_norm_transformer", "switchable_norm_cnn"]
+    assert list(all_models()) == [
+        "batch_instance_norm_cnn",
+        "batch_norm_cnn",
+        "batch_renorm_cnn",
+        "group_norm_cnn",
+        "input_standardization_cnn",
+        "input_whitening_mlp",
+        "instance_norm_cnn",
+        "l1_batch_norm_cnn",
+        "layer_norm_convnext",
+        "mean_only_batch_norm_cnn",
+        "rms_norm_transformer",
+        "spectral_norm_cnn",
+        "switchable_norm_cnn",
+        "weight_norm_cnn",
+        "weight_standardization_resnet",
+    ]
     for name, model in all_models().items():
         assert sys.modules[f"models.{name}"].MODEL is model
 
@@ -43,9 +60,9 @@ def test_a_new_file_is_a_new_model(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("model", MODELS, ids=by_name)
-def test_accuracy(model: ReferenceModel) -> None:
-    digits = load()
-    module = train(model, digits).module
+def test_accuracy(model: ReferenceModel, trained) -> None:
+    digits = load(raw=model.raw_pixels)
+    module = trained(model)
     assert not module.training
     with torch.no_grad():
         assert accuracy(module(digits.test_images), digits.test_labels) > ACCURACY_WANTED
@@ -54,6 +71,8 @@ def test_accuracy(model: ReferenceModel) -> None:
 @pytest.mark.parametrize("model", MODELS, ids=by_name)
 def test_input_shapes_that_the_record_promises(model: ReferenceModel) -> None:
     module = model.factory().eval()
+    if model.fit_input is not None:
+        model.fit_input(module, load(raw=True).train_images)
     shapes = [(1, 1, 8, 8), (3, 1, 8, 8)] + ([(2, 1, 12, 10), (1, 1, 9, 13)] if model.any_image_size else [])
     with torch.no_grad():
         for shape in shapes:
@@ -87,6 +106,29 @@ def test_the_test_images_are_not_trained_on() -> None:
     assert set(digits.test_labels.tolist()) == set(range(10))
 
 
+def test_raw_pixels_are_the_scans_own() -> None:
+    raw, scaled = load(raw=True), load()
+    assert (float(raw.train_images.min()), float(raw.train_images.max())) == (0.0, 16.0)
+    mean, deviation = raw.train_images.mean(), raw.train_images.std(correction=0)
+    assert torch.allclose((raw.test_images - mean) / deviation, scaled.test_images, atol=1e-5)
+    assert torch.equal(raw.test_labels, scaled.test_labels)
+
+
+def test_input_norms_are_fitted_on_the_training_images() -> None:
+    raw = load(raw=True)
+    module = train(all_models()["input_standardization_cnn"], raw, epochs=1).module
+    assert float(module.standardize.mean) == pytest.approx(float(raw.train_images.mean()), rel=1e-5)
+
+
+def test_layers_with_normalized_weights_are_layers() -> None:
+    model = all_models()["mean_only_batch_norm_cnn"]
+    module = model.factory().eval()
+    layers = {layer.name: layer for layer in layers_of(module, torch.zeros(model.input_shape))}
+    assert (layers["stem"].kind, layers["stem"].parametrization) == ("Conv2d", "WeightNorm")
+    assert [name for name, layer in layers.items() if not layer.normalizes] == ["classify"]
+    assert norm_layers(module) == 8
+
+
 def test_finding_the_models_needs_no_onnxnorm_in_the_strangers_process() -> None:
     """The proof's script starts with -P, so that models/ does not shadow modules of other packages."""
     import models.without_onnxnorm
@@ -95,4 +137,4 @@ def test_finding_the_models_needs_no_onnxnorm_in_the_strangers_process() -> None
         [sys.executable, "-P", models.without_onnxnorm.__file__], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert "missing 3 required positional arguments" in done.stderr
+    assert "missing 5 required positional arguments" in done.stderr
