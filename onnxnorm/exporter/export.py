@@ -212,7 +212,6 @@ def _export_raw(module: torch.nn.Module, options: _Options, *, statistics: bool 
         statistics: translate means and variances so that they are right over any number of values.
 
     """
-
     args = options.args
     if args and isinstance(args[-1], dict) and not options.kwargs:
         args = (*args, {})  # the exporter takes a dictionary at the end for keyword arguments
