@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 @functools.cache
 def all_specs() -> Mapping[str, NormSpec]:
-    """Every norm by its op name: each module of this package that holds a ``SPEC``."""
+    """Every norm by its op name: the ``SPEC`` of each module here, and its ``SKIP_SPEC``."""
     specs: dict[str, NormSpec] = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        spec = getattr(module, "SPEC", None)
-        if spec is not None:
-            specs[spec.name] = spec
+        found = (getattr(module, name, None) for name in ("SPEC", "SKIP_SPEC"))
+        specs.update((spec.name, spec) for spec in found if spec is not None)
     return MappingProxyType(specs)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxnorm.spec.layout import channel_layout
 from onnxnorm.spec.record import (
     ACTIVATION,
     ACTIVATIONS,
@@ -34,6 +35,7 @@ from onnxnorm.spec.record import (
     mean_of,
     restore_layout,
 )
+from onnxnorm.spec.skip import skip_form
 from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
@@ -66,15 +68,13 @@ def reference(inputs: Sequence[FloatArray], attributes: Attributes) -> tuple[Flo
 def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     """Centres twice over (N, S1, C, S2), where S1 is 1 for channels-first and S2 is 1 for channels-last."""
     x = inputs[0]
-    shape = b.op("Shape", x)
-    channels = b.op("Shape", inputs[1])
-    before, after = b.positions(shape, channels)
-    split = b.op("Concat", b.slice(shape, 0, 1), before, channels, after, axis=0)
-    per_channel = b.op("Concat", b.ints(1, 1), channels, b.ints(1), axis=0)
-    scale, bias, rho, running_mean, running_var = (b.reshape(b.widen(value), per_channel) for value in inputs[1:])
+    layout = channel_layout(b, x, inputs[1])
+    scale, bias, rho, running_mean, running_var = (
+        b.reshape(b.widen(value), layout.per_channel) for value in inputs[1:]
+    )
     epsilon = b.float_attribute("epsilon")
 
-    spread = b.reshape(b.widen(x), split)
+    spread = b.reshape(b.widen(x), layout.split)
     centred = b.centre(spread, axes=(3, 1))
     variance = b.exact_mean(b.op("Mul", centred, centred), axes=(3, 1))
     x_instance = b.op("Div", centred, b.op("Sqrt", b.op("Add", variance, epsilon)))
@@ -82,7 +82,7 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     rest = b.op("Sub", b.scalar(1.0), rho)
     y = b.op("Add", b.op("Mul", rho, x_batch), b.op("Mul", rest, x_instance))
     y = b.op("Add", b.op("Mul", y, scale), bias)
-    return [b.narrow(b.reshape(b.activation(y), shape), like=x)]
+    return [b.narrow(b.reshape(b.activation(y), layout.shape), like=x)]
 
 
 def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
@@ -193,3 +193,5 @@ SPEC = NormSpec(
     samples=samples,
     error_samples=error_samples,
 )
+
+SKIP_SPEC = skip_form(SPEC)

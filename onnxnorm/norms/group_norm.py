@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxnorm.spec.layout import group_layout
 from onnxnorm.spec.record import (
     ACTIVATION,
     ACTIVATIONS,
@@ -35,12 +36,19 @@ from onnxnorm.spec.record import (
     mean_of,
     restore_layout,
 )
+from onnxnorm.spec.skip import skip_form
 from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
     from onnxnorm.spec.body import BodyBuilder, BodyValue
 
 INPUTS = (InputSpec("X", "(N, C, *) or (N, *, C)"), InputSpec("scale", "C"), InputSpec("bias", "C"))
+GROUPS = AttributeSpec(
+    "num_groups",
+    "int",
+    "number of groups G; divides the channel count",
+    check=lambda value: None if value >= 1 else "it must be at least 1",
+)
 
 
 def reference(inputs: Sequence[FloatArray], attributes: Attributes) -> tuple[FloatArray, ...]:
@@ -62,27 +70,24 @@ def reference(inputs: Sequence[FloatArray], attributes: Attributes) -> tuple[Flo
 def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     """Centres twice over (N, S1, G, C/G, S2), where S1 is 1 for channels-first and S2 is 1 for channels-last."""
     x, scale, bias = inputs
-    shape = b.op("Shape", x)
-    channels = b.op("Shape", scale)
-    groups = b.int_attribute("num_groups")
-    per_group = b.op("Div", channels, groups)
-    before, after = b.positions(shape, channels)
-    split = b.op("Concat", b.slice(shape, 0, 1), before, groups, per_group, after, axis=0)
-    per_channel = b.op("Concat", b.ints(1, 1), groups, per_group, b.ints(1), axis=0)
-
-    grouped = b.reshape(b.widen(x), split)
+    layout = group_layout(b, x, scale)
+    grouped = b.reshape(b.widen(x), layout.split)
     centred = b.centre(grouped, axes=(4, 3, 1))
     variance = b.exact_mean(b.op("Mul", centred, centred), axes=(4, 3, 1))
     deviation = b.op("Sqrt", b.op("Add", variance, b.float_attribute("epsilon")))
     y = b.op("Div", centred, deviation)
-    y = b.op("Mul", y, b.reshape(b.widen(scale), per_channel))
-    y = b.op("Add", y, b.reshape(b.widen(bias), per_channel))
-    return [b.narrow(b.reshape(b.activation(y), shape), like=x)]
+    y = b.op("Mul", y, b.reshape(b.widen(scale), layout.per_channel))
+    y = b.op("Add", y, b.reshape(b.widen(bias), layout.per_channel))
+    return [b.narrow(b.reshape(b.activation(y), layout.shape), like=x)]
 
 
 def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
     """X of rank 2 or more, scale and bias of length C, and num_groups divides C."""
-    channels = check_channels(INPUTS, shapes, attributes)
+    check_groups(check_channels(INPUTS, shapes, attributes), attributes)
+
+
+def check_groups(channels: int | None, attributes: Attributes) -> None:
+    """NormValueError unless the number of groups divides that of channels."""
     groups = attributes["num_groups"]
     if channels is not None and channels % groups != 0:
         raise NormValueError(f"num_groups is {groups}; it must divide the {channels} channels of X")
@@ -198,17 +203,7 @@ SPEC = NormSpec(
     summary="mean 0 and variance 1 over each group of channels and all positions, then scale, bias and activation",
     citation="Wu and He, Group Normalization, 2018 (arXiv:1803.08494)",
     inputs=INPUTS,
-    attributes=(
-        AttributeSpec(
-            "num_groups",
-            "int",
-            "number of groups G; divides the channel count",
-            check=lambda value: None if value >= 1 else "it must be at least 1",
-        ),
-        EPSILON,
-        ACTIVATION,
-        CHANNELS_LAST,
-    ),
+    attributes=(GROUPS, EPSILON, ACTIVATION, CHANNELS_LAST),
     reference=reference,
     body=body,
     check_shapes=check_shapes,
@@ -216,3 +211,5 @@ SPEC = NormSpec(
     samples=samples,
     error_samples=error_samples,
 )
+
+SKIP_SPEC = skip_form(SPEC)

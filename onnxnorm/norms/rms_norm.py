@@ -29,6 +29,7 @@ from onnxnorm.spec.record import (
     activate,
     mean_of,
 )
+from onnxnorm.spec.skip import skip_form
 from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
@@ -185,3 +186,5 @@ SPEC = NormSpec(
     samples=samples,
     error_samples=error_samples,
 )
+
+SKIP_SPEC = skip_form(SPEC)

@@ -42,6 +42,7 @@ from onnxnorm.spec.record import (
     mean_of,
     restore_layout,
 )
+from onnxnorm.spec.skip import skip_form
 from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
@@ -264,3 +265,5 @@ SPEC = NormSpec(
     samples=samples,
     error_samples=error_samples,
 )
+
+SKIP_SPEC = skip_form(SPEC)

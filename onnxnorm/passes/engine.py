@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action, Decision
-from onnxnorm.passes.graph import all_graphs, holds_initializers, is_norm, module_name, node_name, op_name
+from onnxnorm.passes.graph import all_graphs, all_names, holds_initializers, is_norm, module_name, node_name, op_name
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -36,7 +36,7 @@ class Engine:
         self._refusals: dict[ir.Node, Decision] = {}
         self._reverted: set[tuple[str, ir.Node]] = set()
         self._almost: set[ir.Node] = set()
-        self._names = _all_names(model)
+        self._names = all_names(model)
 
     def run(self, rules: Sequence[Rule]) -> None:
         """Applies one stage's rules, in order at each node, until a sweep over all graphs changes nothing."""
@@ -196,15 +196,3 @@ def _kept(node: ir.Node) -> Decision:
         source = "a graph input" if producer is None else f"{op_name(producer)} {node_name(producer)}"
         reason = f"no rule takes it; its input is {source}"
     return Decision(node_name(node), op_name(node), Action.KEPT, module=module_name(node), reason=reason)
-
-
-def _all_names(model: ir.Model) -> set[str]:
-    names: set[str] = set()
-    for graph, _, _ in all_graphs(model):
-        names.update(graph.initializers)
-        names.update(value.name for value in graph.inputs if value.name)
-        for node in graph:
-            names.update(output.name for output in node.outputs if output.name)
-            if node.name:
-                names.add(node.name)
-    return names

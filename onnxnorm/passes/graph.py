@@ -84,6 +84,19 @@ def all_graphs(model: ir.Model) -> Iterator[tuple[ir.Graph, int | None, bool]]:
             yield graph, opset, in_function
 
 
+def all_names(model: ir.Model) -> set[str]:
+    """The names of all values and nodes, initializers and graph inputs included."""
+    names: set[str] = set()
+    for graph, _, _ in all_graphs(model):
+        names.update(graph.initializers)
+        names.update(value.name for value in graph.inputs if value.name)
+        for node in graph:
+            names.update(output.name for output in node.outputs if output.name)
+            if node.name:
+                names.add(node.name)
+    return names
+
+
 def holds_initializers(model: ir.Model, in_function: bool) -> bool:
     """Whether new constants of a graph can be initializers.
 

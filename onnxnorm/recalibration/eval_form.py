@@ -60,6 +60,6 @@ class RecalibrateEvalForm(Rule):
             slot = slots.get(index, names.index(item.name.removeprefix("next_")))
             outputs.append(builder.op("Identity", inputs[slot]))
         kind = next((op_name(node) for node in builder.nodes if is_norm(node)), "primitive operators")
-        result = replacement(norm, builder, outputs[: len(norm.outputs)], context, kind)
+        result = replacement(norm, builder, outputs, context, kind)
         result.values.update(self._values[norm])
         return result

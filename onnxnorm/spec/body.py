@@ -215,12 +215,22 @@ class BodyBuilder:
 
     def exact_mean(self, x: ir.Value, axes: Sequence[int] | ir.Value) -> ir.Value:
         """The mean plus the mean of what is left: the long sum of squares loses digits in one chain."""
+        return self.op("Add", *self._mean_and_rest(x, axes))
+
+    def _mean_and_rest(self, x: ir.Value, axes: Sequence[int] | ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The mean, and the mean of x minus that."""
 
         def reduce(value: ir.Value) -> ir.Value:
             return self.mean_over(value, axes) if isinstance(axes, ir.Value) else self.mean(value, axes)
 
         mean = reduce(x)
-        return self.op("Add", mean, reduce(self.op("Sub", x, mean)))
+        return mean, reduce(self.op("Sub", x, mean))
+
+    def mean_square(self, x: ir.Value, axes: Sequence[int] | ir.Value) -> ir.Value:
+        """The exact mean of x * x, infinite where that is: there is nothing left to add then, but inf - inf."""
+        mean, rest = self._mean_and_rest(self.op("Mul", x, x), axes)
+        infinite = self.op("Equal", mean, self.scalar(math.inf))
+        return self.op("Where", infinite, mean, self.op("Add", mean, rest))
 
     def long_mean(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
         """Mean over the axes in float64, back in the compute type: right over any number of values.
@@ -255,11 +265,11 @@ class BodyBuilder:
 
     # --- activation ---
 
-    def activation(self, y: ir.Value) -> ir.Value:
-        """Applies the attribute ``activation``."""
+    def activation(self, y: ir.Value, attribute: str = "activation") -> ir.Value:
+        """Applies the activation that the attribute names."""
         if self.attributes is not None:
-            return self._activate(y, str(self.attributes["activation"]))
-        chosen = self._reference("activation", "value_string", ir.AttributeType.STRING)
+            return self._activate(y, str(self.attributes[attribute]))
+        chosen = self._reference(attribute, "value_string", ir.AttributeType.STRING)
         return self._branch(y, chosen, ("relu", "silu", "gelu"))
 
     def _branch(self, y: ir.Value, chosen: ir.Value, rest: Sequence[str]) -> ir.Value:
@@ -299,12 +309,21 @@ class BodyBuilder:
         return y
 
 
-def function_body(spec: NormSpec, opset: int, elements: Sequence[ir.DataType]) -> ir.Function:
-    """The model-local function of a norm, for a model of that opset in which X has those element types."""
+def function_body(
+    spec: NormSpec, opset: int, elements: Sequence[ir.DataType], outputs_used: int | None = None
+) -> ir.Function:
+    """The model-local function of a norm, for a model of that opset in which X has those element types.
+
+    Args:
+        spec, opset, elements: as above.
+        outputs_used: as many outputs as the nodes that call it write, where that is not all: ONNX Runtime loads no
+            node that has fewer outputs than its function.
+
+    """
     builder = BodyBuilder(opset, elements)
     inputs = [ir.Value(name=item.name) for item in spec.inputs]
-    outputs = spec.body(builder, inputs)
-    for value, item in zip(outputs, spec.outputs, strict=True):
+    outputs = spec.body(builder, inputs)[:outputs_used]
+    for value, item in zip(outputs, spec.outputs[:outputs_used], strict=True):
         value.name = item.name
     kinds = {
         "int": ir.AttributeType.INT,

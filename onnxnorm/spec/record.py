@@ -47,10 +47,18 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """One output of the op: its name, and its shape: ``X`` is that of X, ``C`` one value per channel."""
+    """One output of the op.
+
+    Attributes:
+        name: its name.
+        shape: ``X`` is that of X, ``C`` one value per channel.
+        optional: a second result, which a node may leave unused by writing it as ''; no next value of a state.
+
+    """
 
     name: str
     shape: Literal["X", "C"]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,8 +115,9 @@ class NormSpec:
         check_shapes: raises NormValueError for shapes (with None for what is unknown) that do not fit.
         torch_ops: the PyTorch operators that mean this op, with their translation.
         samples, error_samples: what tests, parity and benchmark draw from.
-        outputs: outputs in order, of X's element type; the first has X's shape. What follows it is the next value of
-            a state that came in, and the op is then one of training graphs.
+        outputs: outputs in order, of X's element type; the first has X's shape. What follows it is an
+            ``optional`` second result, or the next value of a state that came in, and the op is then one of training
+            graphs.
         native: whether the native library holds a kernel; without one ONNX Runtime runs the function body.
         eval_form: for an op of training graphs, emits what takes its place once its state is fixed; returns Y.
 
@@ -140,7 +149,7 @@ class NormSpec:
     @property
     def has_state(self) -> bool:
         """Whether it is an op of training graphs: a state comes in, and its next value goes out."""
-        return len(self.outputs) > 1
+        return any(not item.optional for item in self.outputs[1:])
 
     def channels(self, shapes: Sequence[PartialShape | None], attributes: Attributes) -> int | None:
         """The channel count C, None when the shapes do not tell it."""
@@ -207,16 +216,16 @@ def check_channels(
             continue
         wanted: int | None = channels if item.shape == "C" else int(item.shape)
         if len(shape) != 1 or (wanted is not None and shape[0] is not None and shape[0] != wanted):
-            of_x = f", the channel count of X {_text(known)}" if item.shape == "C" and known is not None else ""
-            raise NormValueError(
-                f"{item.name} has shape {_text(shape)}; it must be [{item.shape if wanted is None else wanted}]{of_x}"
-            )
+            of_x = f", the channel count of X {shape_text(known)}" if item.shape == "C" and known is not None else ""
+            size = item.shape if wanted is None else wanted
+            raise NormValueError(f"{item.name} has shape {shape_text(shape)}; it must be [{size}]{of_x}")
         if item.shape == "C" and channels is None:
             channels = shape[0]
     return channels
 
 
-def _text(shape: PartialShape | None) -> str:
+def shape_text(shape: PartialShape | None) -> str:
+    """A shape as messages write it, with ? for what is not known."""
     if shape is None:
         return "[?]"
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"

@@ -17,7 +17,14 @@ ELEMENT_TYPES = {
 
 
 def sample_model(
-    spec: NormSpec, sample: Sample, dtype: str = "float32", opset: int = 20, *, body: bool = True, dynamic: bool = False
+    spec: NormSpec,
+    sample: Sample,
+    dtype: str = "float32",
+    opset: int = 20,
+    *,
+    body: bool = True,
+    dynamic: bool = False,
+    unused: bool = False,
 ) -> ir.Model:
     """The norm's op on the sample's shapes and attributes.
 
@@ -27,6 +34,7 @@ def sample_model(
         opset: version of the standard domain.
         body: attach the function body, so that the model runs without the native library too.
         dynamic: leave all sizes of the inputs unknown.
+        unused: leave out the optional outputs.
 
     """
     element = ELEMENT_TYPES[dtype]
@@ -38,14 +46,13 @@ def sample_model(
         )
         for item, array in zip(spec.inputs, sample.inputs, strict=True)
     ]
-    node = ir.node(
-        spec.name, inputs, dict(sample.attributes), domain=DOMAIN, name="norm", num_outputs=len(spec.outputs)
-    )
+    outputs = [item for item in spec.outputs if not (unused and item.optional)]
+    node = ir.node(spec.name, inputs, dict(sample.attributes), domain=DOMAIN, name="norm", num_outputs=len(outputs))
     channels = spec.channels([list(array.shape) for array in sample.inputs], sample.attributes)
-    for value, item in zip(node.outputs, spec.outputs, strict=True):
+    for value, item in zip(node.outputs, outputs, strict=True):
         of_channels = ir.Shape([item.name if dynamic or channels is None else channels])
         value.name, value.type = item.name, ir.TensorType(element)
         value.shape = inputs[0].shape if item.shape == "X" else of_channels
     graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, DOMAIN: VERSION}, name=spec.name)
-    functions = [function_body(spec, opset, [element])] if body else []
+    functions = [function_body(spec, opset, [element], len(outputs))] if body else []
     return ir.Model(graph, ir_version=10, functions=functions)

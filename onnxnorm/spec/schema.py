@@ -27,14 +27,19 @@ def register_schemas() -> None:
 
 def schema_of(spec: NormSpec) -> onnx.defs.OpSchema:
     """The ``onnx.defs`` schema of a norm."""
-    make = onnx.defs.OpSchema
+    make, option = onnx.defs.OpSchema, onnx.defs.OpSchema.FormalParameterOption
     schema = make(
         spec.name,
         DOMAIN,
         VERSION,
         doc=f"{spec.summary}\n\n{spec.citation}",
         inputs=[make.FormalParameter(item.name, "T", item.shape) for item in spec.inputs],
-        outputs=[make.FormalParameter(item.name, "T", item.shape) for item in spec.outputs],
+        outputs=[
+            make.FormalParameter(
+                item.name, "T", item.shape, param_option=option.Optional if item.optional else option.Single
+            )
+            for item in spec.outputs
+        ],
         type_constraints=[("T", [f"tensor({_TYPE_NAMES[dtype]})" for dtype in FLOAT_DTYPES], "element type")],
         attributes=[
             make.Attribute(item.name, getattr(make.AttrType, _KINDS[item.kind]), item.doc, required=True)

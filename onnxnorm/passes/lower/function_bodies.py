@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxnorm.errors import ModelError
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.graph import all_graphs, has_references, node_name
+from onnxnorm.passes.lower.optional_outputs import settle_outputs
 from onnxnorm.spec.body import MIN_OPSET, function_body
 from onnxnorm.spec.record import DOMAIN, VERSION, NormSpec, NormValueError
 
@@ -37,7 +38,9 @@ def attach_function_bodies(model: ir.Model) -> None:
     check_nodes(model)
     elements: dict[str, dict[ir.DataType, None]] = {}
     callers: list[ir.Function] = [function for function in model.functions.values() if _uses_onnxnorm(function)]
-    for node, in_function in _onnxnorm_nodes(model):
+    found_nodes = list(_onnxnorm_nodes(model))
+    counts = settle_outputs(model, [node for node, _ in found_nodes])
+    for node, in_function in found_nodes:
         dtype = node.inputs[0].dtype if node.inputs[0] is not None and not in_function else None
         elements.setdefault(node.op_type, {}).update(dict.fromkeys(ANY_ELEMENT if dtype is None else (dtype,)))
     if not elements:
@@ -49,7 +52,7 @@ def attach_function_bodies(model: ir.Model) -> None:
     model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
     model.opset_imports[DOMAIN] = VERSION
     for name, found in sorted(elements.items()):
-        body = function_body(all_specs()[name], opset, tuple(found))
+        body = function_body(all_specs()[name], opset, tuple(found), counts[name])
         model.functions[body.identifier()] = body
     for function in callers:
         function.opset_imports[DOMAIN] = VERSION
@@ -81,6 +84,11 @@ def _check_node(node: ir.Node) -> None:
         raise ModelError(f"{where}: this version of onnxnorm has no such op; it has {known}")
     if len(node.inputs) != len(spec.inputs) or any(value is None for value in node.inputs):
         raise ModelError(f"{where}: it needs {len(spec.inputs)} inputs: {', '.join(item.name for item in spec.inputs)}")
+    if not 1 <= len(node.outputs) <= len(spec.outputs) or not node.outputs[0].name:
+        names = ", ".join(item.name for item in spec.outputs)
+        raise ModelError(
+            f"{where}: it has {len(node.outputs)} outputs; {spec.name} has {names}, of which the first is used"
+        )
     problem = _wrong_attribute(node, spec) or _wrong_type(node, spec)
     if problem is not None:
         raise ModelError(f"{where}: {problem}")

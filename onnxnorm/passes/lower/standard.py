@@ -59,11 +59,14 @@ def builder_for(node: ir.Node, context: Context) -> BodyBuilder:
 def replacement(
     node: ir.Node, builder: BodyBuilder, outputs: Sequence[ir.Value], context: Context, into: str
 ) -> Replacement:
-    """The builder's nodes in the node's place, under names that are new to the model."""
+    """The builder's nodes in the node's place, under names that are new to the model.
+
+    A node may have fewer outputs than its norm: those at the end that nobody reads.
+    """
     prefix = node_name(node)
     for new in builder.nodes:
         new.name = context.fresh_name(f"{prefix}/{new.name}")
         for value in new.outputs:
             value.name = context.fresh_name(f"{prefix}/{value.name}")
-    results = dict(zip(node.outputs, outputs, strict=True))
+    results = dict(zip(node.outputs, outputs, strict=False))
     return Replacement(builder.nodes, results, [node], node, into=into)
