@@ -10,7 +10,7 @@ with the biased variance of x over the channels of group g and all positions of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from onnxnorm.spec.record import (
     mean_of,
     restore_layout,
 )
+from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
     from onnxnorm.spec.body import BodyBuilder, BodyValue
@@ -77,6 +78,13 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
 def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
     """X of rank 2 or more, all other inputs of length C, and num_groups divides C."""
     check_groups(check_channels(INPUTS, shapes, attributes), attributes)
+
+
+def from_torch(g: Translator, input: Any, num_groups: int, weight: Any, bias: Any, v: Any, eps: float = 1e-5) -> Any:
+    """``onnxnorm::evo_norm_s0``, the operator that ``onnxnorm.nn.EvoNorm1dS0/2dS0/3dS0`` call."""
+    scale, shift = g.channel_parameter(weight, input, 1.0), g.channel_parameter(bias, input, 0.0)
+    gate = g.channel_parameter(v, input, 1.0)
+    return g.norm("EvoNormS0", input, scale, shift, gate, num_groups=num_groups, epsilon=eps, channels_last=0)
 
 
 def _sample(
@@ -151,7 +159,7 @@ SPEC = NormSpec(
     reference=reference,
     body=body,
     check_shapes=check_shapes,
-    torch_ops=(),
+    torch_ops=(TorchOp("onnxnorm::evo_norm_s0", from_torch),),
     samples=samples,
     error_samples=error_samples,
 )

@@ -12,8 +12,9 @@ through the maximum, as in ``torch.maximum``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from onnxnorm.spec.record import (
     mean_of,
     restore_layout,
 )
+from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
     from onnxnorm.spec.body import BodyBuilder, BodyValue
@@ -78,6 +80,15 @@ def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) 
     check_channels(INPUTS, shapes, attributes)
 
 
+def from_torch(
+    g: Translator, input: Any, weight: Any = None, bias: Any = None, tau: Any = None, eps: float = 1e-6
+) -> Any:
+    """``onnxnorm::filter_response_norm``, the operator that ``onnxnorm.nn.FilterResponseNorm1d/2d/3d`` call."""
+    scale, shift = g.channel_parameter(weight, input, 1.0), g.channel_parameter(bias, input, 0.0)
+    threshold = g.channel_parameter(tau, input, -math.inf)
+    return g.norm("FilterResponseNorm", input, scale, shift, threshold, epsilon=eps, activation="none", channels_last=0)
+
+
 def _sample(
     label: str,
     shape: tuple[int, ...],
@@ -106,8 +117,8 @@ def samples() -> Iterator[Sample]:
     for activation in ACTIVATIONS[1:]:
         yield _sample(activation, (3, 5, 13), activation=activation)
         yield _sample(f"{activation}-channels-last", (2, 3, 5, 12), activation=activation, last=1)
-    yield _sample("no-threshold", (2, 4, 6, 6), tau=-np.inf)
-    yield _sample("no-threshold-gelu", (2, 4, 6, 6), tau=-np.inf, activation="gelu")
+    yield _sample("no-threshold", (2, 4, 6, 6), tau=-math.inf)
+    yield _sample("no-threshold-gelu", (2, 4, 6, 6), tau=-math.inf, activation="gelu")
     yield _sample("threshold-zero", (2, 4, 6, 6), tau=0.0)
     yield _sample("rank-2", (6, 10))
     yield _sample("volume", (2, 3, 4, 3, 5))
@@ -152,7 +163,7 @@ SPEC = NormSpec(
     reference=reference,
     body=body,
     check_shapes=check_shapes,
-    torch_ops=(),
+    torch_ops=(TorchOp("onnxnorm::filter_response_norm", from_torch),),
     samples=samples,
     error_samples=error_samples,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from onnxnorm.spec.record import (
     mean_of,
     restore_layout,
 )
+from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
     from onnxnorm.spec.body import BodyBuilder, BodyValue
@@ -73,6 +74,22 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
 def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
     """X of rank 2 or more, scale and bias of length C."""
     check_channels(INPUTS, shapes, attributes)
+
+
+def from_torch(
+    g: Translator, input: Any, weight: Any, bias: Any, eps: float = 1e-6, channels_last: bool = False
+) -> Any:
+    """``onnxnorm::global_response_norm``, the operator that ``onnxnorm.nn.GlobalResponseNorm`` calls."""
+    return g.norm(
+        "GlobalResponseNorm",
+        input,
+        g.channel_parameter(weight, input, 0.0),
+        g.channel_parameter(bias, input, 0.0),
+        epsilon=eps,
+        input_activation="none",
+        activation="none",
+        channels_last=int(channels_last),
+    )
 
 
 def _sample(
@@ -161,7 +178,7 @@ SPEC = NormSpec(
     reference=reference,
     body=body,
     check_shapes=check_shapes,
-    torch_ops=(),
+    torch_ops=(TorchOp("onnxnorm::global_response_norm", from_torch),),
     samples=samples,
     error_samples=error_samples,
 )

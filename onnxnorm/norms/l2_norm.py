@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from onnxnorm.spec.record import (
     Sample,
     activate,
 )
+from onnxnorm.spec.translation import TorchOp, Translator
 
 if TYPE_CHECKING:
     from onnxnorm.spec.body import BodyBuilder, BodyValue
@@ -61,6 +62,12 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
 def check_shapes(shapes: Sequence[PartialShape | None], attributes: Attributes) -> None:
     """Axes exist and are distinct; scale's shape is their sizes."""
     check_axes_sizes("scale", shapes[1], shapes[0], attributes["axes"])
+
+
+def from_channel_l2_norm(g: Translator, input: Any, weight: Any = None, eps: float = 1e-12) -> Any:
+    """``onnxnorm::channel_l2_norm``, the operator that ``onnxnorm.nn.L2Norm1d/2d/3d`` call."""
+    scale = g.channel_parameter(weight, input, 1.0)
+    return g.norm("L2Norm", input, scale, axes=[1], epsilon=eps, activation="none")
 
 
 def _sample(
@@ -129,7 +136,7 @@ SPEC = NormSpec(
     reference=reference,
     body=body,
     check_shapes=check_shapes,
-    torch_ops=(),
+    torch_ops=(TorchOp("onnxnorm::channel_l2_norm", from_channel_l2_norm),),
     samples=samples,
     error_samples=error_samples,
 )
