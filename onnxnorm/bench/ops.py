@@ -15,6 +15,7 @@ from onnxnorm.bench.candidate import Candidate, Ready, SameAs, Unavailable, Work
 from onnxnorm.bench.candidates import COPY, OURS, candidates
 from onnxnorm.bench.case import Case, Data, check_case, make_data
 from onnxnorm.bench.machine import machine
+from onnxnorm.bench.memory import kept_memory
 from onnxnorm.bench.statistics import Timing
 from onnxnorm.bench.timing import Protocol, measure
 from onnxnorm.errors import OnnxnormError, UsageError, error_line, one_line
@@ -184,7 +185,7 @@ def run_cases(
     where = machine(threads, provider)
     started(where)
     results = []
-    with _torch_threads(threads):
+    with _torch_threads(threads), kept_memory():
         for case in cases:
             bench = Workbench(case, make_data(case), threads, provider, compile_seconds)
             result = _run_case(bench, chosen, protocol)

@@ -1,10 +1,11 @@
 """Times several candidates so that they can be compared.
 
 Candidates take turns, so that a change of the machine's load or clock meets all of them. A turn is a burst of
-consecutive calls rather than one call: PyTorch's threads and those of each ONNX Runtime session go on spinning for a
-moment after their work, and would slow whoever comes next. So a turn begins with a pause in which the threads of the
-one before go to sleep, goes on with calls that are not timed (they wake this candidate's own threads and bring its
-tensors into the caches), and then times call by call, as in a loop of inference. The order rotates from round to round.
+consecutive calls rather than one call: the threads of an ONNX Runtime session go on spinning after their work, for
+55 ms where this was measured, PyTorch's for 8 ms, and would take a core from whoever comes next. So a turn begins by
+waiting until no thread of this process runs any more, goes on with calls that are not timed (they wake this candidate's
+own threads and bring its tensors into the caches), and then times call by call, as in a loop of inference, in which
+spinning is what makes a session fast. The order rotates from round to round.
 
 A sample is one call, or so many in a row that it takes 50 microseconds at least, for a clock is read twice a sample.
 The whole is repeated, and each candidate's best repeat counts (lowest median): on a shared machine the other repeats
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxnorm.bench.contention import waited_seconds
+from onnxnorm.bench.contention import others_running, waited_seconds
 from onnxnorm.bench.statistics import Burst, Timing, summarize
 
 Run = Callable[[], object]
@@ -36,16 +37,16 @@ class Protocol:
         seconds: of timed calls of one candidate in one repeat.
         burst_seconds: of timed calls in one turn.
         warm_seconds: of calls before them that are not timed; at least two calls.
-        pause_seconds: between two turns.
+        settle_seconds: how long to wait, at most, for the threads of the turn before to come to rest.
         sample_seconds: a sample has as many calls as take this long.
 
     """
 
     repeats: int = 3
-    seconds: float = 0.2
-    burst_seconds: float = 0.02
+    seconds: float = 0.15
+    burst_seconds: float = 0.05
     warm_seconds: float = 0.002
-    pause_seconds: float = 0.003
+    settle_seconds: float = 0.3
     sample_seconds: float = 50e-6
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Protocol:
 
 
 #: For a first look.
-QUICK = Protocol(repeats=2, seconds=0.05)
+QUICK = Protocol(repeats=2, seconds=0.05, burst_seconds=0.02)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def measure(runs: Mapping[str, Run], protocol: Protocol) -> dict[str, Timing]:
 def _plan(run: Run, protocol: Protocol) -> _Plan:
     call = _estimate(run)
     inner = max(1, math.ceil(protocol.sample_seconds / call))
-    samples = min(max(3, int(protocol.burst_seconds / (inner * call))), 200)
+    samples = min(max(3, int(protocol.burst_seconds / (inner * call))), 1000)
     rounds = max(3, math.ceil(protocol.seconds / (samples * inner * call)))
     warm = min(max(2, math.ceil(protocol.warm_seconds / call)), 1000)
     return _Plan(run, warm, inner, samples, rounds)
@@ -119,7 +120,7 @@ def _interleaved(plans: Mapping[str, _Plan], protocol: Protocol) -> dict[str, li
         for key in _rotated(keys, turn):
             wanted = plans[key].rounds  # spread over all rounds
             if turn * wanted // rounds != (turn - 1) * wanted // rounds:
-                found[key].append(_burst(plans[key], protocol.pause_seconds))
+                found[key].append(_burst(plans[key], protocol.settle_seconds))
     end = 2 * time.perf_counter() - start
     turn = rounds
     while time.perf_counter() < end:
@@ -127,7 +128,7 @@ def _interleaved(plans: Mapping[str, _Plan], protocol: Protocol) -> dict[str, li
         if not disturbed:
             break
         for key in disturbed:
-            found[key].append(_burst(plans[key], protocol.pause_seconds))
+            found[key].append(_burst(plans[key], protocol.settle_seconds))
         turn += 1
     return found
 
@@ -138,10 +139,19 @@ def _rotated(keys: list[str], turn: int) -> list[str]:
     return keys[shift:] + keys[:shift]
 
 
-def _burst(plan: _Plan, pause: float) -> Burst:
+def _settle(limit: float) -> None:
+    """Waits until no thread of this process but the caller's runs: those of whoever ran before have gone to sleep."""
+    end = time.perf_counter() + limit
+    calm = 0
+    while calm < 2 and time.perf_counter() < end:
+        time.sleep(0.001)
+        calm = 0 if others_running() else calm + 1
+
+
+def _burst(plan: _Plan, settle_seconds: float) -> Burst:
     run, inner = plan.run, range(plan.inner)
     clock = time.perf_counter_ns
-    time.sleep(pause)
+    _settle(settle_seconds)
     for _ in range(plan.warm):
         run()
     times: list[int] = []
