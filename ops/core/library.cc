@@ -1,7 +1,5 @@
 // The two functions that the library exports.
-#include <list>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,6 +8,8 @@
 #include "core/custom_op.h"
 #include "core/error.h"
 #include "core/op_table.h"
+#include "core/other_copies.h"
+#include "core/push_list.h"
 
 #if defined(_WIN32)
 #define ONNXNORM_EXPORT extern "C" __declspec(dllexport)
@@ -40,15 +40,12 @@ struct Domain {
   }
 };
 
+// Two threads that come first at once make a domain each; both serve.
 OrtCustomOpDomain* DomainFor(const abi::Api* api, const simd::Level& level) {
-  static std::mutex mutex;
-  static auto* domains = new std::vector<std::unique_ptr<Domain>>;
-  const std::lock_guard<std::mutex> lock(mutex);
-  for (const auto& domain : *domains) {
-    if (domain->api == api && domain->level == &level) return domain->domain;
-  }
-  domains->push_back(std::make_unique<Domain>(api, level));
-  return domains->back()->domain;
+  static PushList<std::unique_ptr<Domain>> domains;
+  const auto fits = [&](const auto& known) { return known->api == api && known->level == &level; };
+  if (const auto* known = domains.Find(fits)) return (*known)->domain;
+  return domains.Push(std::make_unique<Domain>(api, level))->domain;
 }
 
 // An error that every runtime can make: the first version's table begins with CreateStatus.
@@ -75,7 +72,9 @@ ONNXNORM_EXPORT OrtStatus* ONNXNORM_ORT_CALL RegisterCustomOps(OrtSessionOptions
   const abi::Api* api = base->GetApi(abi::kApiVersion);
   if (api == nullptr) return TooOld(base);
   return Guard(api, [&] {
+    RefuseOtherVersions();
     ThrowIfError(api, api->AddCustomOpDomain(options, DomainFor(api, SelectLevel())));
+    MarkRegistered();
   });
 }
 
@@ -83,16 +82,11 @@ ONNXNORM_EXPORT OrtStatus* ONNXNORM_ORT_CALL RegisterCustomOps(OrtSessionOptions
 /// registration now would use, or why it would fail.
 ONNXNORM_EXPORT const char* OnnxnormOpTable(void) {
   using namespace onnxnorm;
-  static std::mutex mutex;
-  static auto* tables = new std::list<std::string>;
+  static PushList<std::string> tables;
   try {
     const std::string table = OpTable();
-    const std::lock_guard<std::mutex> lock(mutex);
-    for (const std::string& known : *tables) {
-      if (known == table) return known.c_str();
-    }
-    tables->push_back(table);
-    return tables->back().c_str();
+    const auto* known = tables.Find([&](const std::string& other) { return other == table; });
+    return (known != nullptr ? *known : tables.Push(table)).c_str();
   } catch (...) {
     return "{}";
   }

@@ -3,6 +3,7 @@
 #include "core/cpu_target.h"
 #include "core/error.h"
 #include "core/op.h"
+#include "core/other_copies.h"
 
 namespace onnxnorm {
 namespace {
@@ -61,6 +62,7 @@ std::string OpTable() {
     ops += (ops.empty() ? "" : ", ") + OpEntry(op);
   }
   return "{\"version\": " + Quoted(ONNXNORM_VERSION) +
+         ", \"registered\": " + (IsRegistered() ? "true" : "false") +
          ", \"ort_api\": " + std::to_string(abi::kApiVersion) +
          ", \"cpu_target\": " + Quoted(CpuTarget()) + ", \"ops\": [" + ops + "]}";
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from onnx import TensorProto, helper
 from onnxnorm.norms import all_specs
 from onnxnorm.runtime.library import has_library, library_path
 from onnxnorm.spec.record import NormSpec
+
+from . import host
 
 TYPES: dict[str, tuple[int, Any]] = {
     "float32": (TensorProto.FLOAT, np.float32),
@@ -39,6 +41,8 @@ def library() -> Path:
 
 def op_table(library: Path) -> dict[str, Any]:
     """The table that the library gives now; it depends on ONNXNORM_CPU_TARGET."""
+    if host.wanted():
+        return host.op_table()
     function = ctypes.CDLL(str(library)).OnnxnormOpTable
     function.restype = ctypes.c_char_p
     table: dict[str, Any] = json.loads(function().decode())
@@ -93,8 +97,17 @@ def model(
     return result
 
 
-def session(library: Path, content: bytes, threads: int = 2) -> ort.InferenceSession:
-    """A plain onnxruntime session with the library registered."""
+@pytest.fixture(scope="session", autouse=True)
+def _the_host_ends_well() -> Iterator[None]:
+    """With the test host: it finds no leak when it ends."""
+    yield
+    host.close()
+
+
+def session(library: Path, content: bytes, threads: int = 2) -> Any:
+    """A plain onnxruntime session with the library registered, or one of the test host where that is wanted."""
+    if host.wanted():
+        return host.Session(content, threads)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
