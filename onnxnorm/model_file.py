@@ -19,6 +19,8 @@ from onnxnorm.spec.record import DOMAIN
 #: Protobuf cannot hold 2 GB; beyond this size weights go to an external file.
 _PROTOBUF_LIMIT = 1_900_000_000
 _STANDARD = ("", "ai.onnx")
+#: What ONNX Runtime adds to ai.onnx, LayerNormalization before ONNX had it (opset 17).
+_ADDED = ("LayerNormalization", "SimplifiedLayerNormalization")
 
 
 def load_model(source: str | os.PathLike[str] | ir.Model | onnx.ModelProto | Any) -> ir.Model:
@@ -153,7 +155,7 @@ def _check_operator(node: ir.Node, imports: Mapping[str, int], name: str) -> Non
     opset = imports.get("", imports.get("ai.onnx"))
     if opset is None:
         raise ModelError(f"{where}{node.op_type}, but no ai.onnx opset is imported")
-    if onnx.defs.has(node.op_type, opset, ""):
+    if onnx.defs.has(node.op_type, opset, "") or node.op_type in _ADDED:
         return
     if onnx.defs.has(node.op_type):
         raise ModelError(f"{where}{node.op_type!r}: opset {opset} has no such operator; the model needs a newer opset")

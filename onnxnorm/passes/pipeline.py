@@ -13,6 +13,9 @@ import onnx_ir as ir
 from onnxnorm.errors import ModelError, UsageError
 from onnxnorm.model_file import load_model, save_model
 from onnxnorm.passes.canonicalize.clean import clean
+from onnxnorm.passes.canonicalize.opset import raise_opset
+from onnxnorm.passes.canonicalize.transposes import cancel_transposes, norms_with_channels_last
+from onnxnorm.passes.contrib import holds_contrib
 from onnxnorm.passes.decision import Decision
 from onnxnorm.passes.engine import Engine
 from onnxnorm.passes.fold.affine_behind_layer import FoldAffineBehindLayer
@@ -29,19 +32,31 @@ from onnxnorm.passes.fold.linear_into_conv import FoldLinearIntoConv
 from onnxnorm.passes.fold.linear_into_linear import FoldLinearIntoLinear
 from onnxnorm.passes.form import check_form
 from onnxnorm.passes.fuse.activation import FuseActivation
+from onnxnorm.passes.fuse.contrib_group_norm import FuseContribGroupNorm
+from onnxnorm.passes.fuse.contrib_skip_group_norm import FuseContribSkipGroupNorm
+from onnxnorm.passes.fuse.contrib_skip_layer_normalization import FuseContribSkipLayerNormalization
+from onnxnorm.passes.fuse.contrib_skip_simplified_layer_normalization import FuseContribSkipSimplifiedLayerNormalization
 from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
 from onnxnorm.passes.fuse.layer_normalization import FuseLayerNormalization
 from onnxnorm.passes.fuse.rms_norm import FuseRMSNorm
 from onnxnorm.passes.fuse.rms_norm_cast import FuseRMSNormCast
 from onnxnorm.passes.fuse.rms_norm_weight import FuseRMSNormWeight
 from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
+from onnxnorm.passes.fuse.simplified_layer_normalization import FuseSimplifiedLayerNormalization
+from onnxnorm.passes.fuse.skip import FuseSkip
 from onnxnorm.passes.interface import Interface
+from onnxnorm.passes.lower.bias_add import LowerBiasAdd
+from onnxnorm.passes.lower.bias_split_gelu import LowerBiasSplitGelu
 from onnxnorm.passes.lower.body_to_standard import LowerBodyToStandard
 from onnxnorm.passes.lower.choice import ChoosingRule
+from onnxnorm.passes.lower.contrib_gelu import LowerContribGelu
 from onnxnorm.passes.lower.function_bodies import attach_function_bodies, check_nodes
 from onnxnorm.passes.lower.group_norm_to_standard import LowerGroupNormToStandard
 from onnxnorm.passes.lower.layer_norm_to_standard import LowerLayerNormToStandard
+from onnxnorm.passes.lower.nhwc_conv import LowerNhwcConv
+from onnxnorm.passes.lower.packed_attention import LowerPackedAttention
 from onnxnorm.passes.lower.rms_norm_to_standard import LowerRMSNormToStandard
+from onnxnorm.passes.lower.skip_to_standard import LowerSkipToStandard
 from onnxnorm.passes.lower.unsupported_types import RULE as UNSUPPORTED_TYPE
 from onnxnorm.passes.lower.unsupported_types import lower_unsupported_types, widen_statistics, with_lowered
 from onnxnorm.passes.rule import Rule
@@ -52,6 +67,19 @@ from onnxnorm.spec.schema import register_schemas
 Target = Literal["onnxnorm", "standard"]
 Provider = Literal["cpu", "cuda"]
 
+#: ONNX Runtime's own operators, before all else: what they become takes part in the rest.
+CONTRIB: tuple[type[Rule], ...] = (
+    LowerNhwcConv,
+    FuseContribGroupNorm,
+    FuseContribSkipGroupNorm,
+    FuseContribSkipLayerNormalization,
+    FuseContribSkipSimplifiedLayerNormalization,
+    FuseSimplifiedLayerNormalization,
+    LowerBiasAdd,
+    LowerBiasSplitGelu,
+    LowerPackedAttention,
+    LowerContribGelu,
+)
 FOLD: tuple[type[Rule], ...] = (
     FoldBatchNormIntoConv,
     FoldBatchNormIntoConvTranspose,
@@ -69,6 +97,8 @@ FUSE: tuple[type[Rule], ...] = (
     *FUSE_RMS_NORM,
     FuseActivation,
 )
+#: Once the norms have their activations, which tell what they are lowered to.
+FUSE_SKIP: tuple[type[Rule], ...] = (FuseSkip,)
 #: What is better off as a standard operator, also where onnxnorm has an op.
 BETTER_AS_STANDARD: tuple[type[Rule], ...] = (LowerLayerNormToStandard,)
 #: Products of two constant matrices become one, before a shift in front of them goes into a bias between them.
@@ -84,6 +114,7 @@ FOLD_FORWARD: tuple[type[Rule], ...] = (
 )
 #: The single standard operators first, primitive operators for the rest.
 LOWER_TO_STANDARD: tuple[type[Rule], ...] = (
+    LowerSkipToStandard,
     LowerGroupNormToStandard,
     LowerRMSNormToStandard,
     LowerLayerNormToStandard,
@@ -92,8 +123,8 @@ LOWER_TO_STANDARD: tuple[type[Rule], ...] = (
 
 #: What runs after canonicalization for each target, stage by stage.
 STAGES: dict[str, tuple[tuple[type[Rule], ...], ...]] = {
-    "onnxnorm": (FOLD, FUSE, BETTER_AS_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
-    "standard": (FOLD, FUSE_RMS_NORM, LOWER_TO_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
+    "onnxnorm": (CONTRIB, FOLD, FUSE, FUSE_SKIP, BETTER_AS_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
+    "standard": (CONTRIB, FOLD, FUSE_RMS_NORM, LOWER_TO_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
 }
 
 
@@ -180,6 +211,9 @@ def run_pipeline(
     left_out = frozenset(disable)
     lowers_types = provider == "cpu" and UNSUPPORTED_TYPE not in left_out
     interface = Interface(model)
+    contrib = holds_contrib(model) and (target == "standard" or provider == "cpu")
+    if contrib:
+        raise_opset(model, 17)  # which has LayerNormalization
     check_form(model)
     clean(model)
     check_nodes(model)
@@ -188,6 +222,8 @@ def run_pipeline(
     engine = Engine(model, verify_replacement if verify else None)
     for stage in STAGES[target]:
         engine.run(_instances([rule for rule in stage if rule.id not in left_out], target, provider))
+        if stage is CONTRIB and (contrib or norms_with_channels_last(model)):
+            cancel_transposes(model)
     decisions = engine.account()
     clean(model)
     if lowers_types:

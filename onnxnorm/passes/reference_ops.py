@@ -9,6 +9,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv_transpose import ConvTranspose as _ConvTranspose
 
+from onnxnorm.passes.contrib_reference import CONTRIB_OPS
 from onnxnorm.spec.record import activate
 
 
@@ -141,4 +142,5 @@ REFERENCE_OPS = [
     GroupNormalization,
     LayerNormalization,
     RMSNormalization,
+    *CONTRIB_OPS,
 ]

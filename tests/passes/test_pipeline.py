@@ -57,7 +57,7 @@ def test_disable(lab: Any) -> None:
         ({"provider": "tpu"}, "provider is 'tpu'; it must be one of 'cpu', 'cuda'"),
         (
             {"disable": ["fold/everything"]},
-            "there is no rule 'fold/everything' to disable; there are fold/batch-norm-into-conv",
+            "there is no rule 'fold/everything' to disable; there are lower/nhwc-conv",
         ),
         ({"disable": "fold/batch-norm-into-conv"}, "it must be a list of rule ids"),
     ],

@@ -16,13 +16,14 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from onnxnorm.errors import one_line
+from onnxnorm.passes.canonicalize.contrib_shapes import show_contrib
 from onnxnorm.passes.graph import STANDARD, all_graphs
 from onnxnorm.spec.record import DOMAIN, VERSION
 
 logger = logging.getLogger(__name__)
 
 #: Operators that keep type and shape, but that ONNX's inference knows nothing about: shown to it as Identity.
-_KEEP_SHAPE = frozenset({"GroupNormalization"})
+_KEEP_SHAPE = frozenset({"GroupNormalization", "SimplifiedLayerNormalization"})
 #: Initializers up to this size (shapes, axes) are shown to the inference, larger ones by type and shape only.
 _SMALL = 1024
 
@@ -32,7 +33,8 @@ def infer_shapes(model: ir.Model) -> None:
     try:
         with _without_data(model):
             proto = ir.to_proto(model)
-        _show_as_identity(proto.graph)
+        _show_as_identity(proto.graph, model.opset_imports.get("", 0))
+        show_contrib(proto)
         _forget_types_of_norms(proto.graph)
         if DOMAIN not in model.opset_imports:  # fused ops come before their bodies, and these bring the import
             proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
@@ -65,15 +67,18 @@ def _without_data(model: ir.Model) -> Iterator[None]:
             value.const_value = tensor
 
 
-def _show_as_identity(proto: onnx.GraphProto) -> None:
+def _show_as_identity(proto: onnx.GraphProto, opset: int) -> None:
+    """Of several outputs the first is shown; before opset 17 LayerNormalization is ONNX Runtime's own."""
     for node in proto.node:
-        if node.op_type in _KEEP_SHAPE and node.domain in STANDARD and node.input:
+        unknown = node.op_type in _KEEP_SHAPE or (node.op_type == "LayerNormalization" and opset < 17)
+        if unknown and node.domain in STANDARD and node.input:
             node.op_type = "Identity"
             del node.input[1:]
+            del node.output[1:]
             node.ClearField("attribute")
         for attribute in node.attribute:
             for inner in _protos_of(attribute):
-                _show_as_identity(inner)
+                _show_as_identity(inner, opset)
 
 
 def _forget_types_of_norms(proto: onnx.GraphProto) -> None:

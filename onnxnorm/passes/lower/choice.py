@@ -24,6 +24,7 @@ class Standard:
         since: the opset that it came with.
         kernels: provider -> element types for which ONNX Runtime has a kernel of its own.
         exact: element types in which those kernels compute what PyTorch does, within its own rounding.
+        takes_sum: ONNX Runtime fuses an addition in front of the operator into it by itself.
 
     """
 
@@ -31,6 +32,7 @@ class Standard:
     since: int
     kernels: Mapping[str, frozenset[ir.DataType]]
     exact: frozenset[ir.DataType]
+    takes_sum: bool = False
 
 
 #: Onnxnorm op -> its standard operator. Measured with ONNX Runtime 1.31.1: LayerNormalization is nearer to float64 than
@@ -45,8 +47,21 @@ STANDARD: Final[Mapping[str, Standard]] = {
             "cuda": frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}),
         },
         exact=frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}),
+        takes_sum=True,
     ),
 }
+
+#: Provider -> element types in which ONNX Runtime adds a residual in the convolution before it (in its NCHWc layout,
+#: for images), so that the addition costs next to nothing where it is.
+CONVOLUTION_ADDS: Final[Mapping[str, frozenset[ir.DataType]]] = {
+    "cpu": frozenset({ir.DataType.FLOAT}),
+    "cuda": frozenset(),
+}
+
+
+def convolution_adds(x: ir.Value, provider: str) -> bool:
+    """Whether ONNX Runtime adds another tensor to ``x``, which a convolution makes, in the convolution itself."""
+    return x.dtype in CONVOLUTION_ADDS[provider] and x.shape is not None and len(x.shape) == 4
 
 
 def has_standard_kernel(op: str, dtype: ir.DataType, provider: str) -> bool:

@@ -4,9 +4,10 @@ bfloat16: op(x) = Cast(op(Cast(x, float32)), bfloat16), which is how PyTorch com
 after every operator, as before. float64: operators that have kernels take its place (``unsupported_types_float64``);
 where there are none, the account says so. float16 is left to ONNX Runtime, which casts by itself.
 
-Changed are operators of the standard domain in the main graph and its subgraphs; model-local functions are inlined
-first where the model holds bfloat16, since their types differ from call to call. onnxnorm's ops are left alone: they
-have kernels, and their bodies cast. A model without bfloat16 and float64 is not touched.
+Changed are operators of the standard domain, and of ONNX Runtime's own (com.microsoft) those that have a float32
+kernel and no bfloat16 one, in the main graph and its subgraphs; model-local functions are inlined first where the model
+holds bfloat16, since their types differ from call to call. onnxnorm's ops are left alone: they have kernels, and their
+bodies cast. A model without bfloat16 and float64 is not touched.
 
 Norms whose statistics are asked for in bfloat16 get them in float32 before the other rules look at the model
 (``widen_statistics``): what a rule refuses for their sake would else be fused by a second run.
@@ -21,9 +22,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from onnxnorm.passes.canonicalize.shapes import infer_shapes
+from onnxnorm.passes.contrib import CONTRIB
 from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.engine import RULE_KEY
 from onnxnorm.passes.graph import STANDARD, all_graphs, attribute, is_norm, module_name, node_name, op_name
+from onnxnorm.passes.lower.contrib_kernels import CPU_TYPES, runs_on_cpu
 from onnxnorm.passes.lower.kernels import NO_FLOAT64, runs_bfloat16
 from onnxnorm.passes.lower.unsupported_types_float64 import composed
 from onnxnorm.spec.body import MIN_OPSET
@@ -58,6 +61,9 @@ def lower_unsupported_types(model: ir.Model) -> list[Decision]:
             continue
         widened: dict[ir.Value, ir.Value] = {}
         for node in list(graph):
+            if node.domain == CONTRIB and _in_bfloat16(node) and _runs_in_float32_only(node):
+                decisions += [_decision(node, Action.LOWERED, into="float32")] if is_norm(node) else []
+                _wrap(node, opset or 0, graph, names, widened)
             if node.domain not in STANDARD or opset is None:
                 continue
             if _in_float64(node):
@@ -122,6 +128,11 @@ def _in_bfloat16(node: ir.Node) -> bool:
     return named or any(_is(value, _HALF) for value in (*node.inputs, *node.outputs))
 
 
+def _runs_in_float32_only(node: ir.Node) -> bool:
+    """Whether an operator of com.microsoft has a float32 kernel and no bfloat16 one, in the table."""
+    return node.op_type in CPU_TYPES and runs_on_cpu(node.op_type, _WIDE) and not runs_on_cpu(node.op_type, _HALF)
+
+
 def _names_bfloat16(item: ir.Attr) -> bool:
     return item.name in _TYPE_ATTRIBUTES and not item.is_ref() and item.value == _HALF
 
@@ -129,6 +140,8 @@ def _names_bfloat16(item: ir.Attr) -> bool:
 def _result_types(node: ir.Node, opset: int) -> list[ir.DataType | None]:
     """The element types of the outputs; where inference knew none, that of the inputs of the same type parameter."""
     types = [value.dtype for value in node.outputs]
+    if node.domain == CONTRIB:  # what they give has the type of what they take, but for statistics, which are told
+        return [_HALF if dtype is None else dtype for dtype in types]
     if None not in types or not onnx.defs.has(node.op_type, opset, ""):
         return types
     schema = onnx.defs.get_schema(node.op_type, opset, "")

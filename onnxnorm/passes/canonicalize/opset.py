@@ -1,0 +1,44 @@
+"""Raises a model's opset where that changes the number only.
+
+Models that ONNX Runtime optimized for CUDA often have opset 14, onnxnorm's ops need 15, and LayerNormalization came
+with 17. From opset 13 to 17 operators got further element types and attributes, with defaults that mean what was
+before, but for two: BatchNormalization's further outputs asked for training before opset 14, and RoiAlign samples
+elsewhere from 16.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxnorm.passes.graph import all_graphs, is_op
+from onnxnorm.spec.record import DOMAIN
+
+#: From this opset on it can be done; opset 13 changed Softmax, Squeeze, Split and others.
+OLDEST = 13
+#: Opset -> the IR version that it came with, which runtimes ask for.
+_IR_VERSIONS = {15: 8, 16: 8, 17: 8}
+
+
+def raise_opset(model: ir.Model, to: int) -> bool:
+    """Changes ``model`` to opset ``to`` (15 to 17) where it is older; whether it has that or a newer one now.
+
+    Left alone: before opset 13, with functions of its own (which name their opset), with one of the two operators.
+    """
+    name = "ai.onnx" if "ai.onnx" in model.opset_imports else ""
+    opset = model.opset_imports.get(name)
+    if opset is None or opset >= to:
+        return opset is not None
+    if opset < OLDEST or any(key[0] != DOMAIN for key in model.functions):
+        return False
+    if any(_changes(node, opset, to) for graph, _, _ in all_graphs(model) for node in graph):
+        return False
+    model.opset_imports[name] = to
+    model.ir_version = max(model.ir_version, _IR_VERSIONS[to])
+    return True
+
+
+def _changes(node: ir.Node, opset: int, to: int) -> bool:
+    """Whether the operator means something else from then on."""
+    if is_op(node, "BatchNormalization"):
+        return opset < 14 and len(node.outputs) > 1
+    return is_op(node, "RoiAlign") and opset < 16 <= to and "coordinate_transformation_mode" not in node.attributes
