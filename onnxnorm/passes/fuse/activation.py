@@ -8,6 +8,8 @@ Refused:
     1. The norm already has an activation.
     2. The norm's output has readers besides the activation, or is a graph output.
     3. The norm stands in another graph than the activation.
+    4. It is a filter response norm with a threshold, which comes after its activation: act(max(y, tau)) is another
+       thing than max(act(y), tau).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import math
 from collections.abc import Iterator
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
@@ -28,6 +31,7 @@ from onnxnorm.passes.graph import (
     rank_of,
     scalar_of,
     sole_consumer,
+    tensor_of,
 )
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.runtime.arrays import float_info
@@ -57,13 +61,15 @@ class FuseActivation(Rule):
         return Match(nodes, {"activation": name})
 
     def check(self, match: Match, context: Context) -> None:
-        """Reasons 1 to 3 of the module."""
+        """Reasons 1 to 4 of the module."""
         norm = match["norm"]
         present = attribute(norm, "activation", "none")
         if present != "none":
             raise Refusal("the norm already has an activation", activation=present)
         if norm.graph is not context.graph:
             raise Refusal("the norm stands in an outer graph")
+        if norm.op_type == "FilterResponseNorm" and not _is_without_threshold(norm):
+            raise Refusal("the norm's threshold comes after its activation", tau=_name(norm.inputs[-1]))
         if norm.outputs[0].is_graph_output():
             raise Refusal("the norm's own result is a graph output", output=norm.outputs[0].name)
         matched = set(match.nodes.values())
@@ -86,7 +92,8 @@ class FuseActivation(Rule):
         )
         outputs = {root.outputs[0]: new.outputs[0]}
         outputs |= dict(zip(norm.outputs[1:], new.outputs[1:], strict=True))
-        removed = list(dict.fromkeys(match.nodes.values()))
+        # In the place of the norm: others may read a second result of it before the activation comes.
+        removed = [*dict.fromkeys(node for role, node in match.nodes.items() if role != "norm"), norm]
         result = Replacement([new], outputs, removed, norm, into=node_name(norm), values={"activation": name})
         result.tolerance = max(result.tolerance, self._rounding(match))
         return result
@@ -98,6 +105,16 @@ class FuseActivation(Rule):
     def subject(self, match: Match) -> ir.Node:
         """Refusals are about the norm."""
         return match["norm"]
+
+
+def _is_without_threshold(norm: ir.Node) -> bool:
+    """Whether tau, the last input, is a constant of -inf that nobody can override."""
+    tensor = tensor_of(norm.inputs[-1])
+    return tensor is not None and bool(np.isneginf(np.asarray(tensor, np.float64)).all())
+
+
+def _name(value: ir.Value | None) -> str | None:
+    return None if value is None else value.name
 
 
 def _activation(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:

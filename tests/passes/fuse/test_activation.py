@@ -222,3 +222,24 @@ def test_every_norm_that_has_the_attribute(lab: Any, op: str) -> None:
     outcome = lab.optimize(lab.model(text, 20, 10, ', "onnxnorm" : 1', **arrays))
     assert outcome.ops == [op]
     lab.same_in_ort(outcome, {"x": lab.array(2, 6, 4, 3)})
+
+
+FILTER_RESPONSE_NORM = (
+    'n = onnxnorm.FilterResponseNorm <epsilon=0.00001, activation="none", channels_last=0> (x, scale, bias, tau)'
+)
+
+
+@pytest.mark.parametrize("tail", ["y = Relu (n)", "s = Sigmoid (n) y = Mul (n, s)"])
+def test_refuses_a_threshold_behind_the_activation(lab: Any, refused: Any, tail: str) -> None:
+    tau = np.array([-math.inf, -math.inf, 0.5, -0.5, -math.inf, 0.0], np.float32)
+    model = build(lab, tail, norm=FILTER_RESPONSE_NORM, tau=tau)
+    outcome = refused(model, RULE, "the norm's threshold comes after its activation")
+    assert outcome.only.values == {"tau": "tau"}
+    lab.same(outcome, {"x": lab.array(2, 6, 4, 3, seed=9)})
+
+
+def test_no_threshold_is_no_hindrance(lab: Any) -> None:
+    tau = np.full(6, -math.inf, np.float32)
+    outcome = lab.optimize(build(lab, "s = Sigmoid (n) y = Mul (n, s)", norm=FILTER_RESPONSE_NORM, tau=tau))
+    assert outcome.ops == ["FilterResponseNorm"]
+    lab.same_in_ort(outcome, {"x": lab.array(2, 6, 4, 3, seed=9)})
