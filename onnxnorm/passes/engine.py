@@ -8,8 +8,10 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
+from onnxnorm.passes.contrib import CONTRIB
 from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.graph import all_graphs, all_names, holds_initializers, is_norm, module_name, node_name, op_name
+from onnxnorm.passes.lower.contrib_kernels import CPU_TYPES
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -191,6 +193,8 @@ def _kept(node: ir.Node) -> Decision:
         spec = all_specs().get(node.op_type)
         native = spec is None or spec.native
         reason = "one kernel with the native library, its function body without" if native else "its function body runs"
+    elif CPU_TYPES.get(node.op_type if node.domain == CONTRIB else ""):
+        reason = "ONNX Runtime has a kernel of its own for it"
     else:
         producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         source = "a graph input" if producer is None else f"{op_name(producer)} {node_name(producer)}"
