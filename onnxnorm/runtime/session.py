@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxnorm.errors import ModelError, RuntimeUnavailable, UsageError, one_line
+from onnxnorm.errors import RuntimeUnavailable, UsageError, one_line
+from onnxnorm.runtime import missing
 from onnxnorm.runtime.environment import onnxruntime_module
 from onnxnorm.runtime.library import has_library, library_path, op_table
 
@@ -21,6 +22,8 @@ _ort = onnxruntime_module()
 
 #: Which library each session options object has: ONNX Runtime takes a custom domain once per session.
 _registered: weakref.WeakKeyDictionary[Any, Path] = weakref.WeakKeyDictionary()
+#: How the library begins its refusal of another version of it in the process (ops/core/other_copies.cc).
+_TWO_VERSIONS = "onnxnorm: two versions in one process"
 
 
 def register(session_options: Any, provider: str = "cpu") -> None:
@@ -32,7 +35,7 @@ def register(session_options: Any, provider: str = "cpu") -> None:
 
     Raises:
         RuntimeUnavailable: there is no library, it is not onnxnorm's, or ONNX Runtime is too old for it.
-        UsageError: the options already have the library of another provider.
+        UsageError: the options already have the library of another provider, or the process uses another version.
 
     """
     path = library_path(provider)
@@ -48,7 +51,10 @@ def register(session_options: Any, provider: str = "cpu") -> None:
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:
-        raise RuntimeUnavailable(f"{path} cannot be registered with ONNX Runtime: {one_line(error)}") from None
+        text = one_line(error)
+        if _TWO_VERSIONS in text:
+            raise UsageError(text[text.index(_TWO_VERSIONS) :]) from None
+        raise RuntimeUnavailable(f"{path} cannot be registered with ONNX Runtime: {text}") from None
     _registered[session_options] = path
 
 
@@ -93,7 +99,7 @@ class InferenceSession(_Base):  # type: ignore[misc]
             try:
                 super().__init__(model, options, providers, provider_options, **kwargs)
             except Exception as error:
-                raise _explained(error, path_or_bytes, library) or error from None
+                raise _explained(error, path_or_bytes, _registered.get(options)) or error from None
 
 
 def _for_onnxruntime(model: Any, folder: Path) -> str | bytes:
@@ -115,19 +121,12 @@ def _for_onnxruntime(model: Any, folder: Path) -> str | bytes:
     return serialized(model)
 
 
-def _explained(error: Exception, model: Any, library: bool | None) -> Exception | None:
+def _explained(error: Exception, model: Any, library: Path | None) -> Exception | None:
     """A clear error for what users meet with onnxnorm's ops; None when ONNX Runtime's own says it."""
     text = one_line(error)
-    source = os.fspath(model) if isinstance(model, str | os.PathLike) else "the model"
     if "Domain already set in registry" in text:
         return UsageError(
             "these session options already hold the domain 'onnxnorm' through register_custom_ops_library(); use "
             "onnxnorm.register(options) in its place, or onnxruntime.InferenceSession as it is"
         )
-    if "is not a registered function/op" in text and "onnxnorm:" in text:
-        how = "library=False leaves the native library out" if library is False else "it is older than the model"
-        return ModelError(
-            f"{source}: {text}. The node has no function body in the file and no kernel in the native library ({how}); "
-            "run 'onnxnorm optimize' on the file to attach the bodies"
-        )
-    return None
+    return missing.explain(text, model, library)

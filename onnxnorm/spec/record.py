@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -120,6 +120,8 @@ class NormSpec:
             graphs.
         native: whether the native library holds a kernel; without one ONNX Runtime runs the function body.
         eval_form: for an op of training graphs, emits what takes its place once its state is fixed; returns Y.
+        since: the first version of onnxnorm that has the op.
+        dtypes_since: the first version for element types that came later.
 
     """
 
@@ -138,6 +140,12 @@ class NormSpec:
     dtypes: tuple[str, ...] = FLOAT_DTYPES
     native: bool = True
     eval_form: Callable[[BodyBuilder, Sequence[BodyValue]], BodyValue] | None = None
+    since: str = "0.1.0"
+    dtypes_since: Mapping[str, str] = field(default_factory=dict)
+
+    def since_for(self, dtype: str | None = None) -> str:
+        """The first version of onnxnorm that has the op, or the op in that element type."""
+        return self.since if dtype is None else self.dtypes_since.get(dtype, self.since)
 
     def attribute(self, name: str) -> AttributeSpec:
         """The attribute of that name; KeyError if the op has none."""

@@ -12,6 +12,7 @@ from onnxnorm.passes.graph import all_graphs, has_references, node_name
 from onnxnorm.passes.lower.optional_outputs import settle_outputs
 from onnxnorm.spec.body import MIN_OPSET, function_body
 from onnxnorm.spec.record import DOMAIN, VERSION, NormSpec, NormValueError
+from onnxnorm.version import WRITER_KEY, installed_version
 
 #: For a node whose element type is not known: the body must then serve all.
 ANY_ELEMENT = (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -45,12 +46,14 @@ def attach_function_bodies(model: ir.Model) -> None:
         elements.setdefault(node.op_type, {}).update(dict.fromkeys(ANY_ELEMENT if dtype is None else (dtype,)))
     if not elements:
         model.opset_imports.pop(DOMAIN, None)
+        model.metadata_props.pop(WRITER_KEY, None)
         return
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     if opset < MIN_OPSET:
         raise ModelError(f"onnxnorm ops need a model of opset {MIN_OPSET} or newer; this one has {opset}")
     model.ir_version = max(model.ir_version, _FUNCTIONS_SINCE)
     model.opset_imports[DOMAIN] = VERSION
+    model.metadata_props[WRITER_KEY] = installed_version()
     for name, found in sorted(elements.items()):
         body = function_body(all_specs()[name], opset, tuple(found), counts[name])
         model.functions[body.identifier()] = body
