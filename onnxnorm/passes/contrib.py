@@ -17,10 +17,9 @@ from onnxnorm.passes.graph import STANDARD, all_graphs, constant_tensor, has_ref
 from onnxnorm.passes.lower.choice import ChoosingRule
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.runtime.arrays import is_float
+from onnxnorm.spec.body import MIN_OPSET
 
 CONTRIB = "com.microsoft"
-#: Below this opset Unsqueeze and Split have other forms, and a model cannot be raised to one that has onnxnorm's ops.
-MIN_OPSET = 13
 #: Operators of com.microsoft that become onnxnorm's ops and standard operators.
 REWRITTEN = frozenset(
     {
@@ -67,7 +66,10 @@ class ContribRule(ChoosingRule):
         return self.target == "standard" or self.provider == "cpu"
 
     def check(self, match: Match, context: Context) -> None:
-        """Refusal in a model-local function (its element types differ from call to call) and before opset 13."""
+        """Refusal in a model-local function (its element types differ from call to call) and before opset 15.
+
+        Models from opset 13 on have been raised by then, unless ``canonicalize/opset`` says why not.
+        """
         node = self.subject(match)
         if context.in_function:
             raise Refusal("it stands in a model-local function")

@@ -11,9 +11,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxnorm.errors import ModelError, UsageError
-from onnxnorm.model_file import load_model, save_model
+from onnxnorm.model_file import load_model, save_model, uses_onnxnorm
 from onnxnorm.passes.canonicalize.clean import clean
-from onnxnorm.passes.canonicalize.opset import raise_opset
+from onnxnorm.passes.canonicalize.opset import can_have_opset, raise_opset
 from onnxnorm.passes.canonicalize.transposes import cancel_transposes, norms_with_channels_last
 from onnxnorm.passes.contrib import holds_contrib
 from onnxnorm.passes.decision import Decision
@@ -62,6 +62,7 @@ from onnxnorm.passes.lower.unsupported_types import lower_unsupported_types, wid
 from onnxnorm.passes.rule import Rule
 from onnxnorm.passes.state import read_state
 from onnxnorm.passes.verify import verify_replacement
+from onnxnorm.spec.body import MIN_OPSET
 from onnxnorm.spec.schema import register_schemas
 
 Target = Literal["onnxnorm", "standard"]
@@ -208,7 +209,7 @@ def run_pipeline(
     model: ir.Model, *, target: str, provider: str = "cpu", disable: Iterable[str] = (), verify: bool = False
 ) -> Result:
     """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``."""
-    left_out = frozenset(disable)
+    left_out = frozenset(disable) | _beyond(model)
     lowers_types = provider == "cpu" and UNSUPPORTED_TYPE not in left_out
     interface = Interface(model)
     contrib = holds_contrib(model) and (target == "standard" or provider == "cpu")
@@ -229,9 +230,16 @@ def run_pipeline(
     if lowers_types:
         decisions = with_lowered(decisions, lower_unsupported_types(model))
         clean(model)
+    if uses_onnxnorm(model):
+        raise_opset(model, MIN_OPSET)
     attach_function_bodies(model)
     interface.restore(model)
     return Result(model, tuple(decisions), read_state(model))
+
+
+def _beyond(model: ir.Model) -> set[str]:
+    """Ids of the rules that make ops which the model's opset is too old for."""
+    return set() if can_have_opset(model, MIN_OPSET) else {rule.id for rule in FUSE_RMS_NORM}
 
 
 def _instances(stage: Sequence[type[Rule]], target: str, provider: str) -> list[Rule]:

@@ -20,21 +20,32 @@ _IR_VERSIONS = {15: 8, 16: 8, 17: 8}
 
 
 def raise_opset(model: ir.Model, to: int) -> bool:
-    """Changes ``model`` to opset ``to`` (15 to 17) where it is older; whether it has that or a newer one now.
+    """Changes ``model`` to opset ``to`` (15 to 17) where it is older; whether it has that or a newer one now."""
+    if not can_have_opset(model, to):
+        return False
+    name = _standard(model)
+    if model.opset_imports[name] < to:
+        model.opset_imports[name] = to
+        model.ir_version = max(model.ir_version, _IR_VERSIONS[to])
+    return True
 
-    Left alone: before opset 13, with functions of its own (which name their opset), with one of the two operators.
+
+def can_have_opset(model: ir.Model, to: int) -> bool:
+    """Whether the model has opset ``to`` or a newer one, or can be raised to it.
+
+    It cannot before opset 13, with functions of its own (which name their opset), and with one of the two operators.
     """
-    name = "ai.onnx" if "ai.onnx" in model.opset_imports else ""
-    opset = model.opset_imports.get(name)
+    opset = model.opset_imports.get(_standard(model))
     if opset is None or opset >= to:
         return opset is not None
     if opset < OLDEST or any(key[0] != DOMAIN for key in model.functions):
         return False
-    if any(_changes(node, opset, to) for graph, _, _ in all_graphs(model) for node in graph):
-        return False
-    model.opset_imports[name] = to
-    model.ir_version = max(model.ir_version, _IR_VERSIONS[to])
-    return True
+    return not any(_changes(node, opset, to) for graph, _, _ in all_graphs(model) for node in graph)
+
+
+def _standard(model: ir.Model) -> str:
+    """The name under which the model imports the standard domain."""
+    return "ai.onnx" if "ai.onnx" in model.opset_imports else ""
 
 
 def _changes(node: ir.Node, opset: int, to: int) -> bool:

@@ -9,7 +9,7 @@ in the last place; what float16 cannot hold, and what is no constant, has the no
 no CPU kernel of the operator.
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
     2. The element type of X, gamma or beta is not known.
     3. activation is neither 0 nor 1, or groups does not divide the channels.
 """

@@ -8,7 +8,7 @@ Runtime's CPU provider runs it: in float32 and float16, with an input of 2 or 3 
 outputs, which ONNX Runtime 1.20 does not give.
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
     2. Before opset 17 there is no LayerNormalization.
     3. The element type of input is not known.
 """

@@ -7,7 +7,7 @@ where the shapes are equal. Left as it is where ONNX Runtime's CPU provider runs
 fuse/contrib-skip-layer-normalization.
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
     2. The element type of input is not known.
     3. mean or inv_std_var is read, or is a graph output: onnxnorm's op does not give them.
 """

@@ -6,7 +6,7 @@ RMSNormalization (opset 23). Left alone for the provider "cuda" with the target 
 Refused:
     1. As for fuse/rms-normalization: rank, sizes and element types, stash_type, functions.
     2. Its output inv_std_var is read, or is a graph output.
-    3. As every rule for ONNX Runtime's own operators: before opset 13.
+    3. As every rule for ONNX Runtime's own operators: before opset 15.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ONNX Runtime has no CPU kernel of the operator.
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
 """
 
 from __future__ import annotations

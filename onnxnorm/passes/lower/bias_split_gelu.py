@@ -5,7 +5,7 @@
 From a float16 X it is computed in float32 and rounded once. ONNX Runtime has no CPU kernel of the operator.
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
     2. The element type of X is not known.
     3. The size of the last axis is not known, or is odd.
 """

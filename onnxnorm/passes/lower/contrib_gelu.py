@@ -6,7 +6,7 @@
 For the target "standard" only: ONNX Runtime's CPU provider has kernels for them.
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
     2. The element type of X is not known.
 """
 

@@ -8,7 +8,7 @@ transpositions of X and Y go where they meet others (``canonicalize/transposes``
 operator.
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
     2. The rank of W is not known or less than 3, or W does not fit: its sizes are not kernel_shape, or its last one is
        not the channels of X divided by group.
 """

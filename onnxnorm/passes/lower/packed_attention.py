@@ -6,7 +6,7 @@
 ONNX Runtime's optimizer packs them for CUDA, and its CPU kernel stops there ("Packed KV not implemented for CPU").
 
 Refused:
-    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 13.
+    1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
 """
 
 from __future__ import annotations

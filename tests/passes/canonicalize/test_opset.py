@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -67,3 +68,18 @@ def test_what_no_operator_means_otherwise() -> None:
         *("LeakyRelu", "LessOrEqual", "Loop", "Mul", "PRelu", "Pow", "RNN", "Relu", "Reshape", "RoiAlign"),
         *("Scan", "ScatterElements", "ScatterND", "Shape", "Sub", "Where"),
     }
+
+
+RMS = (
+    "(float[2,5,8] x) => (float[2,5,8] y) "
+    "{ p = Mul (x, x) m = ReduceMean <axes=[-1]> (p) a = Add (m, e) s = Sqrt (a) y = Div (x, s) }"
+)
+
+
+@pytest.mark.parametrize(("opset", "after"), [(11, 11), (12, 12), (13, 15), (14, 15), (15, 15), (17, 17)])
+def test_optimized_models_have_an_opset_for_their_ops(lab: Any, opset: int, after: int) -> None:
+    """Where there can be none, the model stays as it is."""
+    outcome = lab.optimize(lab.model(RMS, opset, 7, e=np.float32(1e-5)))
+    assert outcome.after.opset_import[0].version == after
+    assert ("RMSNorm" in outcome.ops) == (after >= 15)
+    lab.same_in_ort(outcome, {"x": lab.array(2, 5, 8)})

@@ -160,7 +160,7 @@ def test_stays_for_cuda(kit: Any, op: str) -> None:
 @pytest.mark.parametrize("op", [LAYER, RMS])
 def test_refuses_old_opsets(kit: Any, not_taken: Any, op: str) -> None:
     model = build(kit, op, opset=12, dtype="float32")[0]
-    not_taken(model, RULES[op], "from opset 13 on", target="standard")
+    not_taken(model, RULES[op], "from opset 15 on", target="standard")
 
 
 # --- SimplifiedLayerNormalization, in the domain ai.onnx ------------------------------------------------------------

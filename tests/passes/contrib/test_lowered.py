@@ -48,7 +48,7 @@ def test_nhwc_conv(kit: Any, attributes: dict[str, Any], dtype: str) -> None:
 def test_nhwc_conv_opsets(kit: Any, not_taken: Any, opset: int) -> None:
     model, feeds, y = conv(kit, opset=opset)
     if opset < 13:
-        not_taken(model, "lower/nhwc-conv", "from opset 13 on")
+        not_taken(model, "lower/nhwc-conv", "from opset 15 on")
     else:
         kit.runs_right(kit.optimize(model, target="standard"), feeds, [y], "float32")
 
