@@ -73,7 +73,7 @@ def body(b: BodyBuilder, inputs: Sequence[BodyValue]) -> Sequence[BodyValue]:
     axes = b.normalized_axes(x)
     spread = b.spread_shape(x, axes, scale)
     wide = b.widen(x)
-    mean_square = b.exact_mean(b.op("Mul", wide, wide), axes)
+    mean_square = b.mean_square(wide, axes)
     y = b.op("Div", wide, b.op("Sqrt", b.op("Add", mean_square, b.float_attribute("epsilon"))))
     y = b.op("Mul", y, b.reshape(b.widen(scale), spread))
     return [b.narrow(b.activation(y), like=x)]

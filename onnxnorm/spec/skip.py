@@ -91,7 +91,7 @@ def _common(x: PartialShape | None, skip: PartialShape | None) -> PartialShape |
 
 
 def _samples(plain: NormSpec) -> Iterator[Sample]:
-    """The plain op's samples, whose X is now the sum of two parts, exactly so in every element type."""
+    """The plain op's samples, whose X is now the sum of two parts, which no element type has to round."""
     for sample in plain.samples():
         total, *rest = sample.inputs
         share = np.random.default_rng(total.size).choice(_SHARES, total.shape)
