@@ -11,7 +11,19 @@ table        what the terminal shows
 from __future__ import annotations
 
 from onnxnorm.bench.case import Case, default_cases
+from onnxnorm.bench.models import ModelRow, ModelsReport, bench_models
 from onnxnorm.bench.ops import CaseResult, OpsReport, run_cases
 from onnxnorm.bench.timing import QUICK, Protocol
 
-__all__ = ["QUICK", "Case", "CaseResult", "OpsReport", "Protocol", "default_cases", "run_cases"]
+__all__ = [
+    "QUICK",
+    "Case",
+    "CaseResult",
+    "ModelRow",
+    "ModelsReport",
+    "OpsReport",
+    "Protocol",
+    "bench_models",
+    "default_cases",
+    "run_cases",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -62,17 +62,41 @@ def ratio(value: float | None) -> str:
 def case_table(result: CaseResult, width: int) -> RenderableType:
     """One case: a row for each candidate, and below them why some have no figures."""
     shown = [row for row in result.rows if row.timing is not None]
-    cells = [_cells(result, row) for row in shown]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for index, name in enumerate(_COLUMNS):
-        widest = max([len(name), *(len(line[index]) for line in cells)])
-        table.add_column(name, justify="right" if index else "left", no_wrap=True, min_width=widest)
-    if width >= _WIDE:
-        table.add_column("what ran", overflow="ellipsis", no_wrap=True, style="dim")
-    for row, line in zip(shown, cells, strict=True):
-        table.add_row(*line, *([row.note] if width >= _WIDE else []), style=_style(result, row))
+    table = plain_table(
+        _COLUMNS,
+        [_cells(result, row) for row in shown],
+        styles=[_style(result, row) for row in shown],
+        note=("what ran", [row.note for row in shown]) if width >= _WIDE else None,
+    )
     lines = (Text(line, style="dim") for line in remarks(result))
     return Group(Text(result.case.label, style="bold underline"), table, *lines, Text(""))
+
+
+def plain_table(
+    columns: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    *,
+    styles: Sequence[str] = (),
+    note: tuple[str, Sequence[str]] | None = None,
+) -> Table:
+    """A table without rules: the first column is text, the others are numbers, which are never cut; a note may be.
+
+    Args:
+        columns: their titles.
+        lines: cells.
+        styles: of the lines.
+        note: title and cells of a last column, which takes what room is left.
+
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, name in enumerate(columns):
+        widest = max([len(name), *(len(line[index]) for line in lines)])
+        table.add_column(name, justify="right" if index else "left", no_wrap=True, min_width=widest)
+    if note is not None:
+        table.add_column(note[0], overflow="ellipsis", no_wrap=True, style="dim")
+    for index, line in enumerate(lines):
+        table.add_row(*line, *([note[1][index]] if note else []), style=styles[index] if styles else "")
+    return table
 
 
 def _style(result: CaseResult, row: Row) -> str:

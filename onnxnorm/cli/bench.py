@@ -3,7 +3,11 @@
 Without a file it measures ops: every inference op of onnxnorm at a list of shapes, or what --op, --shape, --dtype and
 --activation choose. Each candidate is compared with the float64 reference before it is timed; the candidates take
 turns; the best of several repeats counts.
+
+With one ONNX file it measures the file as it is and as onnxnorm optimizes it, with several files each as it is, and
+tells by ONNX Runtime's profile which operators take the time.
 Example: onnxnorm bench --op GroupNorm --shape 1x320x64x64 --activation silu
+Example: onnxnorm bench model.onnx --dim batch=1
 """
 
 from __future__ import annotations
@@ -13,16 +17,20 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxnorm.cli._common import print_json
+from onnxnorm.cli._common import parse_pairs, print_json
 from onnxnorm.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxnorm.bench import Protocol
+    from onnxnorm.bench import ModelsReport, OpsReport, Protocol
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure, how long, and where the result goes."""
-    ops = parser.add_argument_group("which ops")
+    parser.add_argument("model", nargs="*", help="ONNX files: one, as it is and optimized; several, as they are")
+    whole = parser.add_argument_group("inputs of whole models")
+    whole.add_argument("--inputs", metavar="FILE.npz", help="an array for each input, by name; random ones without it")
+    whole.add_argument("--dim", action="append", default=[], metavar="NAME=SIZE", help="size of a dynamic dimension")
+    ops = parser.add_argument_group("which ops, without a model")
     ops.add_argument("--op", action="append", default=[], help="an op such as GroupNorm; repeatable; all by default")
     ops.add_argument("--shape", action="append", default=[], help="of X, such as 1x320x64x64; repeatable")
     ops.add_argument("--dtype", action="append", default=[], help="float32 (default), float16, bfloat16, float64")
@@ -34,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--threads", type=int, help="within one operator; 2 by default")
     how.add_argument("--provider", default="cpu", help="cpu or cuda")
     how.add_argument("--repeats", type=int, help="of the interleaved loop, the best of which counts; 3 by default")
-    how.add_argument("--seconds", type=float, help="of timed calls of each candidate in each repeat; 0.2 by default")
+    how.add_argument("--seconds", type=float, help="of timed calls of each candidate in each repeat; 0.15 by default")
     how.add_argument("--quick", action="store_true", help="few shapes, short measurement: for a first look")
     how.add_argument("--only", action="append", default=[], metavar="KEY", help="measure these candidates alone")
     how.add_argument("--without", action="append", default=[], metavar="KEY", help="leave a candidate out")
@@ -44,10 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures ops."""
+    """Measures models where there are any, else ops."""
+    report = _models(arguments) if arguments.model else _ops(arguments)
+    _write(report.to_json(), arguments)
+    return 0 if report.passed else 1
+
+
+def _ops(arguments: argparse.Namespace) -> OpsReport:
     from onnxnorm.bench import default_cases, run_cases
     from onnxnorm.bench.table import case_table, console, header
 
+    _refuse(arguments, ("inputs", "dim"), "is for whole models; name an ONNX file")
     cases = default_cases(
         arguments.op,
         shapes=[_shape(text) for text in arguments.shape],
@@ -59,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
     )
     screen = console()
-    report = run_cases(
+    return run_cases(
         cases,
         threads=arguments.threads,
         provider=arguments.provider,
@@ -70,8 +85,40 @@ def run(arguments: argparse.Namespace) -> int:
         started=lambda machine: None if arguments.json else screen.print(header(machine)),
         progress=lambda result: None if arguments.json else screen.print(case_table(result, screen.width)),
     )
-    _write(report.to_json(), arguments)
-    return 0 if report.passed else 1
+
+
+def _models(arguments: argparse.Namespace) -> ModelsReport:
+    from onnxnorm.bench import bench_models
+    from onnxnorm.bench.model_table import models_table
+    from onnxnorm.bench.table import console, header
+
+    names = ("op", "shape", "dtype", "activation", "groups", "axes", "channels_last", "only", "without")
+    _refuse(arguments, names, "is for ops; it does not go with a model")
+    screen = console()
+    report = bench_models(
+        arguments.model,
+        inputs=arguments.inputs,
+        dims={name: _size(name, text) for name, text in parse_pairs(arguments.dim, "dim").items()},
+        threads=arguments.threads,
+        provider=arguments.provider,
+        protocol=_protocol(arguments),
+        started=lambda machine: None if arguments.json else screen.print(header(machine)),
+    )
+    if not arguments.json:
+        screen.print(models_table(report))
+    return report
+
+
+def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(arguments, name):
+            raise UsageError(f"--{name.replace('_', '-')} {why}")
+
+
+def _size(name: str, text: str) -> int:
+    if not name or not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--dim {name}={text}: a dimension is NAME=SIZE, such as batch=1")
+    return int(text)
 
 
 def _write(result: dict[str, Any], arguments: argparse.Namespace) -> None:

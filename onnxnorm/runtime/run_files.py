@@ -70,15 +70,13 @@ def _load(path: Path) -> Array:
 
 def fitted(array: Array, item: Any, source: str) -> Array:
     """The array as the input ``item`` (an onnxruntime NodeArg) takes it; UsageError when it does not fit."""
-    dtype = _TYPES.get(item.type)
-    if dtype is None:
-        raise UsageError(f"input {item.name!r} is a {item.type}, which cannot be read from a .npy file")
-    if dtype is ml_dtypes.bfloat16:
+    dtype = input_dtype(item)
+    if dtype == ml_dtypes.bfloat16:
         array = _as_bfloat16(array)
     if array.dtype != dtype:
         raise UsageError(
-            f"{source} holds {array.dtype}, but input {item.name!r} is {np.dtype(dtype).name}; "
-            f"convert it with array.astype({np.dtype(dtype).name!r})"
+            f"{source} holds {array.dtype}, but input {item.name!r} is {dtype.name}; "
+            f"convert it with array.astype({dtype.name!r})"
         )
     sizes = list(item.shape)
     fits = len(sizes) == array.ndim and all(
@@ -87,6 +85,14 @@ def fitted(array: Array, item: Any, source: str) -> Array:
     if not fits:
         raise UsageError(f"{source} has shape {list(array.shape)}, but input {item.name!r} is {_described(item)}")
     return array
+
+
+def input_dtype(item: Any) -> np.dtype[Any]:
+    """The NumPy type of the input ``item`` (an onnxruntime NodeArg); UsageError when it is no tensor of numbers."""
+    dtype = _TYPES.get(item.type)
+    if dtype is None:
+        raise UsageError(f"input {item.name!r} is a {item.type}, which cannot be read from a .npy file")
+    return np.dtype(dtype)
 
 
 def _as_bfloat16(array: Array) -> Array:
