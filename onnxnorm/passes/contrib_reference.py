@@ -118,6 +118,24 @@ class BiasSplitGelu(_Contrib):
         return (left * activate(right, "gelu"),)
 
 
+class MultiHeadAttention(_Contrib):
+    """Of query, key and value, or of packed ones, without a mask, a past or a bias."""
+
+    def _run(self, query: Any, key: Any = None, value: Any = None, *rest: Any, **attributes: Any) -> tuple[Any, ...]:
+        if any(item is not None for item in rest) or attributes.keys() - {"num_heads", "scale"}:
+            raise NotImplementedError("attention with a mask, a past or a bias")
+        heads = attributes["num_heads"]
+        if query.ndim == 5:
+            query, key, value = (part.reshape(*part.shape[:2], -1) for part in np.moveaxis(query, 3, 0))
+        elif key.ndim == 5:
+            key, value = (part.reshape(*part.shape[:2], -1) for part in np.moveaxis(key, 3, 0))
+        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for x in (query, key, value))
+        scores = q @ k.transpose(0, 1, 3, 2) * (attributes.get("scale") or 1 / math.sqrt(q.shape[-1]))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        y = weights / weights.sum(axis=-1, keepdims=True) @ v
+        return (y.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1),)
+
+
 class Gelu(_Contrib):
     """Exact."""
 
@@ -154,6 +172,7 @@ CONTRIB_OPS = [
     FastGelu,
     Gelu,
     GroupNorm,
+    MultiHeadAttention,
     NhwcConv,
     QuickGelu,
     SimplifiedLayerNormalization,

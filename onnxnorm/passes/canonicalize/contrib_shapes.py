@@ -57,6 +57,10 @@ _FUNCTIONS: dict[str, tuple[str, str]] = {
         "first, two, three = Split <axis = 3, num_outputs = 3> (X) "
         "shape = Constant <value_ints = [0, 0, -1]> () Y = Reshape (first, shape)",
     ),
+    "Attention": (
+        "(X, weights, bias, mask, past, attention_bias) => (Y)",
+        "h = MatMul (X, weights) Y, key, value = Split <axis = -1, num_outputs = 3> (h)",
+    ),
     "FusedMatMul": ("(A, B) => (Y)", "Y = MatMul (A, B)"),
 }
 #: Names of the function for an operator in another form.
@@ -91,6 +95,8 @@ def _form(node: onnx.NodeProto) -> str | None:
     if node.op_type == "FusedMatMul":
         turned = any(item.name.startswith("trans") and item.i for item in node.attribute)
         return None if turned else node.op_type
+    if node.op_type == "Attention" and any(item.name == "qkv_hidden_sizes" for item in node.attribute):
+        return None
     return node.op_type if node.op_type in _FUNCTIONS else None
 
 
