@@ -221,6 +221,9 @@ def _turn(
     for value in node.outputs:
         if value.uses() or value.is_graph_output():
             _transpose_behind(value, to_last(rank), node, graph, names)
+        else:
+            shape = permuted(value.shape, to_first(rank))
+            value.shape = None if shape is None else ir.Shape(shape)
 
 
 def _transpose_behind(value: ir.Value, order: Order, node: ir.Node, graph: ir.Graph, names: _Names) -> None:

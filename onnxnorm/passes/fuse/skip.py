@@ -3,6 +3,7 @@
     sum = x + residual;   y = norm(sum)   =   y, sum = Skip<norm>(x, residual)
 
 for every onnxnorm op that has a skip form. Other readers of the sum, and a graph output that it is, get it from there.
+A constant is no residual.
 
 Refused:
     1. The operands have not surely the same shape: static sizes, or sizes of the same name (a bias that broadcasts is
@@ -23,7 +24,7 @@ import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.graph import is_op, node_name, sole_consumer
+from onnxnorm.passes.graph import constant_tensor, is_op, node_name, sole_consumer
 from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, convolution_adds
 from onnxnorm.passes.lower.layer_norm_to_standard import LowerLayerNormToStandard
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
@@ -41,11 +42,13 @@ class FuseSkip(ChoosingRule):
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
-        """A norm whose input is the sum of two tensors."""
+        """A norm whose input is the sum of two tensors that are both computed."""
         if node.domain != DOMAIN or node.op_type not in NORMS or node.inputs[0] is None:
             return None
         add = node.inputs[0].producer()
-        return Match({"add": add, "norm": node}) if add is not None and is_op(add, "Add") else None
+        if add is None or not is_op(add, "Add") or any(constant_tensor(value) is not None for value in add.inputs):
+            return None
+        return Match({"add": add, "norm": node})
 
     def check(self, match: Match, context: Context) -> None:
         """Reasons 1 to 5 of the module."""

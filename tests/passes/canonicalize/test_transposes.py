@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxnorm.passes.canonicalize.shapes import infer_shapes
 from onnxnorm.passes.canonicalize.transposes import cancel_transposes
@@ -148,3 +152,79 @@ def test_other_ranks(lab: Any, rank: int) -> None:
     outcome = lab.optimize(model)
     assert outcome.ops == ["GroupNorm"]
     lab.same_in_ort(outcome, {"x": lab.array(2, 6, *map(int, sizes.split(",")))})
+
+
+class Walk:
+    """A random graph over tensors with channels first ("f") or last ("l"), one step after the other."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+        self.nodes: list[str] = []
+        self.values = [("x", "f"), ("r", "f"), ("z", "l")]
+        for _ in range(draw(st.integers(2, 12))):
+            self.step()
+
+    def new(self, layout: str, text: str) -> None:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(f"{name} = {text}")
+        self.values.append((name, layout))
+
+    def pick(self, layout: str) -> str:
+        found = [name for name, own in self.values if own == layout]
+        return str(self.draw(st.sampled_from(found[::-1])))
+
+    def step(self) -> None:
+        layout = self.draw(st.sampled_from("lf"))
+        kind = self.draw(st.sampled_from(["turn", "turn", "norm", "skip", "unary", "add", "constant", "vector", "sum"]))
+        last = int(layout == "l")
+        norm = LAST.replace("channels_last=1", f"channels_last={last}")
+        a, b = self.pick(layout), self.pick(layout)
+        if kind == "turn":
+            self.new("f" if last else "l", f"{TO_FIRST if last else TO_LAST} ({a})")
+        elif kind == "norm":
+            self.new(layout, f"{norm} ({a}, scale, bias)")
+        elif kind == "skip":
+            self.new(layout, f"{norm.replace('GroupNorm', 'SkipGroupNorm')} ({a}, {b}, scale, bias)")
+        elif kind == "sum":
+            name = f"s{len(self.nodes)}"
+            self.new(layout, f"Identity ({a})")
+            made = f"{norm.replace('GroupNorm', 'SkipGroupNorm')} ({a}, {b}, scale, bias)"
+            self.nodes[-1] = f"v{len(self.nodes) - 1}, {name} = {made}"
+            self.values.append((name, layout))
+        elif kind == "unary":
+            self.new(layout, f"{self.draw(st.sampled_from(['Relu', 'Tanh', 'Softsign']))} ({a})")
+        elif kind == "vector":
+            axes = "last_axes" if last else "first_axes"
+            self.nodes.append(f"m{len(self.nodes)} = ReduceMax <keepdims=1> ({b}, {axes})")
+            self.new(layout, f"Add ({a}, m{len(self.nodes) - 1})")
+        else:
+            other = b if kind == "add" else ("vector" if last else "column")
+            self.new(layout, f"{self.draw(st.sampled_from(['Add', 'Mul']))} ({a}, {other})")
+
+
+@settings(
+    max_examples=int(os.environ.get("ONNXNORM_RANDOM_GRAPHS", "60")), deadline=None, database=None, derandomize=True
+)
+@given(st.data())
+def test_random_graphs(lab: Any, data: Any) -> None:
+    walk = Walk(data.draw)
+    made = [name for name, _ in walk.values[3:]]
+    outputs = data.draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True))
+    text = " ".join(walk.nodes)
+    model = lab.model(
+        f"(float[2,6,4,3] x, float[2,6,4,3] r, float[2,4,3,6] z) => "
+        f"({', '.join(f'float[N,A,B,C] {name}' for name in outputs)}) {{ {text} }}",
+        20,
+        10,
+        ', "onnxnorm" : 1',
+        scale=lab.array(6),
+        bias=lab.array(6, seed=1),
+        vector=lab.array(6, seed=2),
+        column=lab.array(6, 1, 1, seed=2),
+        last_axes=np.array([1, 2]),
+        first_axes=np.array([2, 3]),
+    )
+    ops, after = turn(lab, model)
+    vectors = sum("ReduceMax" in node for node in walk.nodes)
+    assert ops.count("Transpose") <= sum("Transpose" in node for node in walk.nodes) + vectors
+    onnx.checker.check_model(after, full_check=True)

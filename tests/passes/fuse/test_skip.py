@@ -207,6 +207,13 @@ def test_refuses_parameters_that_are_computed(lab: Any, refused: Any) -> None:
     refused(build(lab, nodes, axes=np.array([0, 2, 3])), RULE, "a parameter of the norm is computed")
 
 
+def test_a_constant_is_no_residual(lab: Any) -> None:
+    model = build(lab, f"s = Add (x, b) t = Tanh (r) n = {GROUP} (s, scale, bias) y = Mul (n, t)", b=lab.array(6, 1, 1))
+    outcome = lab.optimize(model)
+    assert "GroupNorm" in outcome.ops
+    assert outcome.only.action.value == "kept"
+
+
 # --- what ONNX Runtime does better --------------------------------------------------------------------------------
 
 
