@@ -80,6 +80,7 @@ static_assert(static_cast<int>(ElementType::kFloat16) == ONNX_TENSOR_ELEMENT_DAT
 static_assert(static_cast<int>(ElementType::kDouble) == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE);
 static_assert(static_cast<int>(ElementType::kBFloat16) == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16);
 static_assert(static_cast<int>(Characteristic::kRequired) == INPUT_OUTPUT_REQUIRED);
+static_assert(static_cast<int>(Characteristic::kOptional) == INPUT_OUTPUT_OPTIONAL);
 static_assert(static_cast<int>(MemoryType::kDefault) == OrtMemTypeDefault);
 static_assert(ORT_API_VERSION >= kApiVersion,
               "the official header is older than what is declared here");

@@ -46,7 +46,7 @@ enum class ElementType : int {
 };
 
 /// Whether an input or output must be there.
-enum class Characteristic : int { kRequired = 0 };
+enum class Characteristic : int { kRequired = 0, kOptional = 1 };
 
 /// Where an input must lie.
 enum class MemoryType : int { kDefault = 0 };

@@ -1,5 +1,4 @@
-// The apply core that every norm shares: y = activation((x - mean) * scale + bias), in several
-// layouts.
+// The apply core that every norm shares: y = ending((x - mean) * scale + bias), in several layouts.
 //
 // Included by the level_*.cc files only, once for each SIMD level. The mean is taken off before
 // scaling, so that a mean far larger than the spread costs no accuracy; what float cannot hold of
@@ -11,18 +10,39 @@
 namespace onnxnorm::simd::ONNXNORM_LEVEL {
 namespace {
 
-/// y[i] = f(x[i], i) for i in [0, n), vector by vector. The last vector overlaps the one before: it
-/// is read before anything is written, so that x and y may be the same memory.
+/// Runs shorter than this many vectors are not aligned: that costs a vector.
+constexpr int64_t kAlignedVectors = 8;
+
+/// Elements up to the next address that a whole vector's store does not straddle cache lines from;
+/// 0 if there is none.
+template <typename V, typename T>
+inline int64_t ToBoundary(const T* p) {
+  constexpr uintptr_t kBytes = V::kWidth * sizeof(T);
+  const uintptr_t past = reinterpret_cast<uintptr_t>(p) % kBytes;
+  return past % sizeof(T) == 0 && past != 0 ? static_cast<int64_t>((kBytes - past) / sizeof(T)) : 0;
+}
+
+/// y[i] = f(x[i], i) for i in [0, n), vector by vector. Where parts of vectors are cheap, a short
+/// run ends in one. Else the last vector overlaps the one before: it
+/// is read before anything is written, so that x and y may be the same memory. Long runs into other
+/// memory begin with a vector that overlaps, too, so that the others are aligned.
 template <typename V, typename T, typename Body>
 inline void MapRun(const T* x, T* y, int64_t n, const Body& body) {
   constexpr int W = V::kWidth;
-  if (n < W) {
-    StorePart(y, body(LoadPart<V>(x, n), 0, n), n);
+  if (n < W || (kCheapParts<V, T> && n < kAlignedVectors * W)) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) Memory<V>::Store(y + i, body(Memory<V>::Load(x + i), i, W));
+    if (i < n) StorePart(y + i, body(LoadPart<V>(x + i, n - i), i, n - i), n - i);
     return;
   }
   const int64_t tail = n - W;
   const V last = Memory<V>::Load(x + tail);
   int64_t i = 0;
+  if (n >= kAlignedVectors * W && x != y) {
+    const int64_t head = ToBoundary<V>(y);
+    if (head > 0) Memory<V>::Store(y, body(Memory<V>::Load(x), 0, W));
+    i = head;
+  }
   for (; i + 2 * W <= tail; i += 2 * W) {
     const V a = Memory<V>::Load(x + i), b = Memory<V>::Load(x + i + W);
     Memory<V>::Store(y + i, body(a, i, W));
@@ -32,29 +52,64 @@ inline void MapRun(const T* x, T* y, int64_t n, const Body& body) {
   Memory<V>::Store(y + tail, body(last, tail, W));
 }
 
+template <typename V, typename T>
+void Add(const T* a, const T* b, T* out, int64_t n) {
+  constexpr int W = V::kWidth;
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    Memory<V>::Store(out + i, Memory<V>::Load(a + i) + Memory<V>::Load(b + i));
+  }
+  if (i < n) StorePart(out + i, LoadPart<V>(a + i, n - i) + LoadPart<V>(b + i, n - i), n - i);
+}
+
+template <typename V, typename T, Activation kActivation>
+void ActivateRun(const T* x, T* y, int64_t n) {
+  MapRun<V>(x, y, n, [](V v, int64_t, int64_t) { return Activate<kActivation>(v); });
+}
+
+/// What a channel-wise norm makes of one element: see Ending.
+template <int kEnding, typename V>
+inline V Channel(V x, V mean, V scale, V bias, V t) {
+  constexpr int kFloor = static_cast<int>(Ending::kFloor), kGate = static_cast<int>(Ending::kGate);
+  if constexpr (kEnding == kGate) {
+    return Fma(x * Sigmoid(t * x) - mean, scale, bias);
+  } else if constexpr (kEnding >= kFloor) {
+    return Max(t, Activate<static_cast<Activation>(kEnding - kFloor)>(Fma(x - mean, scale, bias)));
+  } else {
+    return Activate<static_cast<Activation>(kEnding)>(Fma(x - mean, scale, bias));
+  }
+}
+
+/// Whether an ending has a parameter for each channel.
+constexpr bool HasParameter(int ending) { return ending >= static_cast<int>(Ending::kFloor); }
+
 /// Parameters of lanes [i, i + n): a whole vector, or its first n lanes.
 template <typename V, typename P>
 inline V Parameters(const P* p, int64_t i, int64_t n) {
   return n == V::kWidth ? Memory<V>::Load(p + i) : LoadPart<V>(p + i, n);
 }
 
-template <typename V, typename T, Activation kActivation>
+template <typename V, typename T, int kEnding>
 void ApplyPlanes(const T* x, T* y, int64_t planes, int64_t size, const typename V::Element* mean,
-                 const typename V::Element* scale, const typename V::Element* bias) {
+                 const typename V::Element* scale, const typename V::Element* bias,
+                 const typename V::Element* t) {
   for (int64_t p = 0; p < planes; ++p) {
     const V m = Set<V>(mean[p]), a = Set<V>(scale[p]), b = Set<V>(bias[p]);
+    const V c = HasParameter(kEnding) ? Set<V>(t[p]) : a;
     MapRun<V>(x + p * size, y + p * size, size,
-              [&](V v, int64_t, int64_t) { return Activate<kActivation>(Fma(v - m, a, b)); });
+              [&](V v, int64_t, int64_t) { return Channel<kEnding>(v, m, a, b, c); });
   }
 }
 
-template <typename V, typename T, Activation kActivation>
+template <typename V, typename T, int kEnding>
 void ApplyRows(const T* x, T* y, int64_t rows, int64_t columns, const typename V::Element* mean,
-               const typename V::Element* scale, const typename V::Element* bias) {
+               const typename V::Element* scale, const typename V::Element* bias,
+               const typename V::Element* t) {
   for (int64_t r = 0; r < rows; ++r) {
     MapRun<V>(x + r * columns, y + r * columns, columns, [&](V v, int64_t i, int64_t n) {
-      return Activate<kActivation>(Fma(v - Parameters<V>(mean, i, n), Parameters<V>(scale, i, n),
-                                       Parameters<V>(bias, i, n)));
+      const V a = Parameters<V>(scale, i, n);
+      return Channel<kEnding>(v, Parameters<V>(mean, i, n), a, Parameters<V>(bias, i, n),
+                              HasParameter(kEnding) ? Parameters<V>(t, i, n) : a);
     });
   }
 }
@@ -109,10 +164,12 @@ template <typename V, typename T>
 constexpr ApplyKernels<T, typename V::Element> MakeApplyKernels() {
   constexpr Activation kNone = Activation::kNone, kRelu = Activation::kRelu,
                        kSilu = Activation::kSilu, kGelu = Activation::kGelu;
-  return {{ApplyPlanes<V, T, kNone>, ApplyPlanes<V, T, kRelu>, ApplyPlanes<V, T, kSilu>,
-           ApplyPlanes<V, T, kGelu>},
-          {ApplyRows<V, T, kNone>, ApplyRows<V, T, kRelu>, ApplyRows<V, T, kSilu>,
-           ApplyRows<V, T, kGelu>},
+  return {{ApplyPlanes<V, T, 0>, ApplyPlanes<V, T, 1>, ApplyPlanes<V, T, 2>, ApplyPlanes<V, T, 3>,
+           ApplyPlanes<V, T, 4>, ApplyPlanes<V, T, 5>, ApplyPlanes<V, T, 6>, ApplyPlanes<V, T, 7>,
+           ApplyPlanes<V, T, 8>},
+          {ApplyRows<V, T, 0>, ApplyRows<V, T, 1>, ApplyRows<V, T, 2>, ApplyRows<V, T, 3>,
+           ApplyRows<V, T, 4>, ApplyRows<V, T, 5>, ApplyRows<V, T, 6>, ApplyRows<V, T, 7>,
+           ApplyRows<V, T, 8>},
           {ApplyScaledRow<V, T, kNone>, ApplyScaledRow<V, T, kRelu>, ApplyScaledRow<V, T, kSilu>,
            ApplyScaledRow<V, T, kGelu>},
           {ApplyScaledColumns<V, T, kNone>, ApplyScaledColumns<V, T, kRelu>,

@@ -3,6 +3,11 @@
 namespace onnxnorm {
 namespace {
 
+/// Columns of a tile, if there are as many, in multiples of a cache line.
+constexpr int64_t kTileColumns = 1024, kAlignment = 16;
+/// Rows whose column statistics are gathered in one go: merging costs as much as a few rows.
+constexpr int64_t kStatisticsRows = 256;
+
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -40,11 +45,12 @@ AxesLayout::AxesLayout(const Shape& shape, const std::vector<bool>& is_reduced) 
 }
 
 template <typename T>
-AxesPlan<T>::AxesPlan(const AxesLayout& layout, double epsilon, const T* x, T* y,
+AxesPlan<T>::AxesPlan(const AxesLayout& layout, double epsilon, const Stage<T>& stage, T* y,
                       Activation activation, const simd::Level& level)
     : layout_(layout),
       epsilon_(epsilon),
-      x_(x),
+      stage_(stage),
+      x_(stage.source()),
       y_(y),
       kernels_(simd::Get<T>(level)),
       activation_(static_cast<int>(activation)),
@@ -77,12 +83,18 @@ template <typename T>
 void AxesPlan<T>::PlanColumns() {
   all_rows_ = runs_ * layout_.rows;
   count_ = static_cast<double>(all_rows_);
-  tile_ = std::min(layout_.inner, std::max<int64_t>(64, CeilDiv(2 * kChunkElements, all_rows_)));
+  // Wide tiles: rows that are far apart are read and written in long runs, which prefetchers follow
+  // and which do not all fall into the same sets of a cache.
+  tile_ = std::min(layout_.inner, std::max<int64_t>(kTileColumns, kChunkElements / all_rows_));
+  tiles_ = CeilDiv(layout_.inner, tile_);
+  tile_ = CeilDiv(CeilDiv(layout_.inner, tiles_), kAlignment) * kAlignment;
   tiles_ = CeilDiv(layout_.inner, tile_);
   items = kept_ * tiles_;
-  item_elements = all_rows_ * tile_;
-  chunk_rows_ = std::max<int64_t>(1, kChunkElements / tile_);
-  statistics_chunks = apply_chunks = CeilDiv(all_rows_, chunk_rows_);
+  item_elements = all_rows_ * std::min(tile_, layout_.inner);
+  statistics_rows_ = std::max<int64_t>(kStatisticsRows, kChunkElements / tile_);
+  statistics_chunks = CeilDiv(all_rows_, statistics_rows_);
+  apply_rows_ = std::max<int64_t>(1, kChunkElements / tile_);
+  apply_chunks = CeilDiv(all_rows_, apply_rows_);
 }
 
 template class AxesPlan<float>;

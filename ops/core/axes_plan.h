@@ -14,6 +14,7 @@
 #include "core/plan.h"
 #include "core/scratch.h"
 #include "core/shape.h"
+#include "core/stage.h"
 #include "simd/dispatch.h"
 
 namespace onnxnorm {
@@ -64,8 +65,8 @@ struct AxesLayout {
 template <typename T>
 class AxesPlan : public Plan {
  public:
-  AxesPlan(const AxesLayout& layout, double epsilon, const T* x, T* y, Activation activation,
-           const simd::Level& level);
+  AxesPlan(const AxesLayout& layout, double epsilon, const Stage<T>& stage, T* y,
+           Activation activation, const simd::Level& level);
 
  protected:
   using Compute = typename ComputeOf<T>::type;
@@ -88,11 +89,11 @@ class AxesPlan : public Plan {
   }
 
   // Calls body(offset in the tile, rows, index of their first weight) for the rows of one chunk of
-  // a tile.
+  // `chunk_rows` rows of a tile.
   template <typename Body>
-  void ForRows(int64_t chunk, const Body& body) const {
-    int64_t row = chunk * chunk_rows_;
-    const int64_t last = std::min(all_rows_, row + chunk_rows_);
+  void ForRows(int64_t chunk, int64_t chunk_rows, const Body& body) const {
+    int64_t row = chunk * chunk_rows;
+    const int64_t last = std::min(all_rows_, row + chunk_rows);
     while (row < last) {
       const int64_t run = row / layout_.rows, first = row % layout_.rows;
       const int64_t count = std::min(layout_.rows - first, last - row);
@@ -110,20 +111,45 @@ class AxesPlan : public Plan {
   // Whether an item is several short rows, each measured and applied in one go.
   bool ShortRows() const { return layout_.inner_reduced && item_rows_ > 1; }
 
+  // Makes the source of one chunk of an item's statistics.
+  void MakeChunk(int64_t item, int64_t chunk) const {
+    if (!stage_.active()) return;
+    if (layout_.inner_reduced) {
+      const int64_t start = layout_.kept.Offset(item);
+      ForRuns(chunk, [&](int64_t offset, int64_t length, int64_t) {
+        stage_.Make(start + offset, length);
+      });
+    } else {
+      const int64_t start = TileOffset(item), width = TileWidth(item);
+      ForRows(chunk, statistics_rows_, [&](int64_t offset, int64_t rows, int64_t) {
+        stage_.MakeRows(start + offset, rows, layout_.row_stride, width);
+      });
+    }
+  }
+  // Makes the source of one row.
+  void MakeRow(int64_t start) const {
+    if (!stage_.active()) return;
+    for (int64_t run = 0; run < runs_; ++run) {
+      stage_.Make(start + layout_.reduced.Offset(run), layout_.inner);
+    }
+  }
+
   const AxesLayout& layout_;
   double epsilon_;
+  const Stage<T> stage_;
   const T* x_;
   T* y_;
   const simd::Kernels<T>& kernels_;
   int activation_;
   bool tiny_;
-  double count_ = 1;                       // reduced elements of one statistic
-  int64_t kept_ = 1;                       // rows, or sets of columns
-  int64_t runs_ = 1;                       // runs of a row
-  int64_t item_rows_ = 1;                  // rows of an item
-  int64_t pieces_ = 1, together_ = 1;      // pieces of a run, or runs of a chunk
-  int64_t tile_ = 1, tiles_ = 1;           // columns of a tile, tiles of a set of columns
-  int64_t all_rows_ = 1, chunk_rows_ = 1;  // rows of a tile and of one of its chunks
+  double count_ = 1;                              // reduced elements of one statistic
+  int64_t kept_ = 1;                              // rows, or sets of columns
+  int64_t runs_ = 1;                              // runs of a row
+  int64_t item_rows_ = 1;                         // rows of an item
+  int64_t pieces_ = 1, together_ = 1;             // pieces of a run, or runs of a chunk
+  int64_t tile_ = 1, tiles_ = 1;                  // columns of a tile, tiles of a set of columns
+  int64_t all_rows_ = 1;                          // rows of a tile
+  int64_t statistics_rows_ = 1, apply_rows_ = 1;  // rows of one of its chunks
 
  private:
   void PlanRows();

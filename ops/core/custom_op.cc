@@ -15,8 +15,28 @@ struct NodeKernel {
   const abi::Api* api;
   const OpDefinition& definition;
   NodeName name;
+  std::vector<std::string> inputs;  // that the kernel knows
   std::unique_ptr<Kernel> kernel;
+  mutable ScratchCache parameters{};
+  mutable ScratchCache scratch{};
+
+  /// Takes the shape of `skip` out. Throws unless it is that of X as far as both are known.
+  void CheckSkip(std::vector<Shape>* shapes) const;
 };
+
+void NodeKernel::CheckSkip(std::vector<Shape>* shapes) const {
+  if (!definition.skip) return;
+  const Shape x = (*shapes)[0], skip = (*shapes)[1];
+  bool agree = !x.known() || !skip.known() || x.rank() == skip.rank();
+  for (int64_t i = 0; agree && x.known() && skip.known() && i < x.rank(); ++i) {
+    agree = x[i] < 0 || skip[i] < 0 || x[i] == skip[i];
+  }
+  if (!agree) {
+    throw Error(Text(name.ToString(), ": input skip has shape ", skip.ToString(),
+                     "; it must be that of X, ", x.ToString()));
+  }
+  shapes->erase(shapes->begin() + 1);
+}
 
 Shape ReadShape(const abi::Api* api, const OrtTensorTypeAndShapeInfo* info) {
   size_t rank = 0;
@@ -69,15 +89,28 @@ OrtStatus* ONNXNORM_ORT_CALL MakeKernel(const abi::CustomOp* op, const abi::Api*
     const OpDefinition& definition = Self(op).definition;
     const NodeName name = {definition.name, ReadNodeName(api, info)};
     const Attributes attributes(api, info, name);
-    auto node = std::make_unique<NodeKernel>(NodeKernel{
-        api, definition, name, definition.create(attributes, Self(op).type, Self(op).level)});
-    const std::vector<Shape> shapes = StaticShapes(api, info, definition.inputs.size());
-    node->kernel->CheckShapes(InputShapes(node->name, definition.inputs, shapes));
+    std::unique_ptr<NodeKernel> node(
+        new NodeKernel{api, definition, name, definition.KernelInputs(),
+                       definition.create(attributes, Self(op).type, Self(op).level)});
+    std::vector<Shape> shapes = StaticShapes(api, info, definition.inputs.size());
+    node->CheckSkip(&shapes);
+    node->kernel->CheckShapes(InputShapes(node->name, node->inputs, shapes));
     *kernel = node.release();
   });
 }
 
 void ONNXNORM_ORT_CALL DestroyKernel(void* kernel) { delete static_cast<NodeKernel*>(kernel); }
+
+// The data of an output, which has X's shape; null if it was left out.
+void* Output(const abi::Api* api, OrtKernelContext* context, size_t index, const Shape& shape) {
+  OrtValue* output = nullptr;
+  ThrowIfError(api, api->KernelContext_GetOutput(context, index, shape.data(),
+                                                 static_cast<size_t>(shape.rank()), &output));
+  if (output == nullptr) return nullptr;
+  void* data = nullptr;
+  ThrowIfError(api, api->GetTensorMutableData(output, &data));
+  return data;
+}
 
 void ComputeNode(const NodeKernel& node, OrtKernelContext* context) {
   const abi::Api* api = node.api;
@@ -96,16 +129,22 @@ void ComputeNode(const NodeKernel& node, OrtKernelContext* context) {
     ThrowIfError(api, api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
     inputs[i] = data;
   }
-  const InputShapes checked(node.name, node.definition.inputs, shapes);
+  node.CheckSkip(&shapes);
+  const void* skip = nullptr;
+  if (node.definition.skip) {
+    skip = inputs[1];
+    inputs.erase(inputs.begin() + 1);
+  }
+  const InputShapes checked(node.name, node.inputs, shapes);
   node.kernel->CheckShapes(checked);
-  OrtValue* output = nullptr;
-  ThrowIfError(api, api->KernelContext_GetOutput(context, 0, shapes[0].data(),
-                                                 static_cast<size_t>(shapes[0].rank()), &output));
+  void* outputs[2] = {};
+  for (size_t i = 0; i < node.definition.outputs.size(); ++i) {
+    outputs[i] = Output(api, context, i, shapes[0]);
+  }
   // An output that nobody reads, or nothing to compute.
-  if (output == nullptr || shapes[0].empty()) return;
-  void* data = nullptr;
-  ThrowIfError(api, api->GetTensorMutableData(output, &data));
-  node.kernel->Compute({checked, inputs, data, Parallel(api, context)});
+  if (outputs[0] == nullptr || shapes[0].empty()) return;
+  node.kernel->Compute({checked, inputs, skip, outputs[1], outputs[0], Parallel(api, context),
+                        node.parameters, node.scratch});
 }
 
 OrtStatus* ONNXNORM_ORT_CALL ComputeKernel(void* kernel, OrtKernelContext* context) {
@@ -148,17 +187,25 @@ int ONNXNORM_ORT_CALL One(const abi::CustomOp*) { return 1; }
 int ONNXNORM_ORT_CALL Zero(const abi::CustomOp*) { return 0; }
 
 // Every op reads an element of X before it writes the same element of Y, and no other afterwards.
+// Y may take the place of X, and the sum that of skip.
 size_t ONNXNORM_ORT_CALL InplacePairs(int** input, int** output) {
-  static int zero_input[] = {0}, zero_output[] = {0};
-  *input = zero_input;
-  *output = zero_output;
+  static int inputs[] = {0}, outputs[] = {0};
+  *input = inputs;
+  *output = outputs;
   return 1;
+}
+
+size_t ONNXNORM_ORT_CALL InplacePairsWithSkip(int** input, int** output) {
+  static int inputs[] = {0, 1}, outputs[] = {0, 1};
+  *input = inputs;
+  *output = outputs;
+  return 2;
 }
 
 void ONNXNORM_ORT_CALL ReleasePairs(int*, int*) {}  // they are static
 
-// Y has X's shape. Wrong shapes are reported when the kernel is created: the runtime drops, and
-// leaks, what this returns.
+// All outputs have X's shape. Wrong shapes are reported when the kernel is created: the runtime
+// drops, and leaks, what this returns.
 OrtStatus* ONNXNORM_ORT_CALL InferShape(const abi::CustomOp* op, OrtShapeInferContext* context) {
   const abi::Api* api = Self(op).api;
   OrtStatus* status = Guard(api, [&] {
@@ -166,7 +213,9 @@ OrtStatus* ONNXNORM_ORT_CALL InferShape(const abi::CustomOp* op, OrtShapeInferCo
     ThrowIfError(api, api->ShapeInferContext_GetInputTypeShape(context, 0, &info));
     if (ReadShape(api, info).rank() == 0) return;  // unknown
     NameUnknownDimensions(api, info);
-    ThrowIfError(api, api->ShapeInferContext_SetOutputTypeShape(context, 0, info));
+    for (size_t i = 0; i < Self(op).definition.outputs.size(); ++i) {
+      ThrowIfError(api, api->ShapeInferContext_SetOutputTypeShape(context, i, info));
+    }
   });
   if (status != nullptr) api->ReleaseStatus(status);
   return nullptr;
@@ -186,7 +235,9 @@ CpuOp::CpuOp(const abi::Api* op_api, const OpDefinition& op_definition, abi::Ele
   GetOutputTypeCount = [](const abi::CustomOp* op) { return Self(op).definition.outputs.size(); };
   KernelDestroy = DestroyKernel;
   GetInputCharacteristic = Required;
-  GetOutputCharacteristic = Required;
+  GetOutputCharacteristic = [](const abi::CustomOp*, size_t index) {
+    return index == 0 ? abi::Characteristic::kRequired : abi::Characteristic::kOptional;
+  };
   GetInputMemoryType = [](const abi::CustomOp*, size_t) { return abi::MemoryType::kDefault; };
   GetVariadicInputMinArity = One;
   GetVariadicInputHomogeneity = Zero;
@@ -197,7 +248,7 @@ CpuOp::CpuOp(const abi::Api* op_api, const OpDefinition& op_definition, abi::Ele
   InferOutputShapeFn = InferShape;
   GetStartVersion = One;
   GetEndVersion = [](const abi::CustomOp*) { return 1000; };
-  GetMayInplace = InplacePairs;
+  GetMayInplace = op_definition.skip ? InplacePairsWithSkip : InplacePairs;
   ReleaseMayInplace = ReleasePairs;
 }
 

@@ -21,6 +21,16 @@ struct CountedMoments {
   Moments moments;
 };
 
+/// Moments of neighbouring columns, each part of them in a row of its own.
+struct MomentColumns {
+  double* mean;
+  double* rest;
+  double* m2;
+
+  /// Those of the columns from `first` on.
+  MomentColumns From(int64_t first) const { return {mean + first, rest + first, m2 + first}; }
+};
+
 /// Below this epsilon the statistics core must care for spreads whose squares underflow in float.
 inline constexpr double kTinyEpsilon = 1e-30;
 
@@ -31,6 +41,20 @@ static inline double TwoSum(double a, double b, double* rest) {
   const double lost = (a - (sum - b_part)) + (b - b_part);
   *rest = lost == lost ? lost : 0;
   return sum;
+}
+
+/// Adds to `sum`, of `done` elements in each column, the moments of n more (Chan, Golub and LeVeque
+/// 1979).
+static inline void MergeColumns(const MomentColumns& part, double n, double done, int64_t columns,
+                                const MomentColumns& sum) {
+  const double share = n / (done + n), between = done * share;
+  for (int64_t i = 0; i < columns; ++i) {
+    const double delta = (part.mean[i] - sum.mean[i]) + (part.rest[i] - sum.rest[i]);
+    double lost;
+    sum.mean[i] = TwoSum(sum.mean[i], delta * share, &lost);
+    sum.rest[i] += lost;
+    sum.m2[i] += part.m2[i] + delta * delta * between;
+  }
 }
 
 /// Adds the moments of n more elements (Chan, Golub and LeVeque 1979).

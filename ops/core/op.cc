@@ -82,20 +82,19 @@ double Attributes::Epsilon() const {
   return SevenDigits(value);
 }
 
-Activation Attributes::ReadActivation() const {
+Activation Attributes::ReadActivation(const char* attribute) const {
   static constexpr const char* kNames[kActivationCount] = {"none", "relu", "silu", "gelu"};
   static constexpr const char* kRight = "one of 'none', 'relu', 'silu', 'gelu'";
   size_t size = 0;
-  Check(api_->KernelInfoGetAttribute_string(info_, "activation", nullptr, &size), "activation",
-        kRight);
+  Check(api_->KernelInfoGetAttribute_string(info_, attribute, nullptr, &size), attribute, kRight);
   std::string value(size, '\0');
-  Check(api_->KernelInfoGetAttribute_string(info_, "activation", value.data(), &size), "activation",
+  Check(api_->KernelInfoGetAttribute_string(info_, attribute, value.data(), &size), attribute,
         kRight);
   value.resize(value.find('\0') == std::string::npos ? value.size() : value.find('\0'));
   for (int i = 0; i < kActivationCount; ++i) {
     if (value == kNames[i]) return static_cast<Activation>(i);
   }
-  Fail("activation", "'" + value + "'", kRight);
+  Fail(attribute, "'" + value + "'", kRight);
 }
 
 void InputShapes::Fail(size_t i, const std::string& right) const {
@@ -127,6 +126,22 @@ RegisterOp::RegisterOp(OpDefinition definition) {
   // The order of static objects across files is open; by name it is the same in every build.
   std::sort(ops.begin(), ops.end(),
             [](const OpDefinition& a, const OpDefinition& b) { return a.name < b.name; });
+}
+
+RegisterWithSkip::RegisterWithSkip(const OpDefinition& definition) {
+  RegisterOp{definition};
+  OpDefinition with_skip = definition;
+  with_skip.name = "Skip" + definition.name;
+  with_skip.inputs.insert(with_skip.inputs.begin() + 1, "skip");
+  with_skip.outputs.push_back("sum");
+  with_skip.skip = true;
+  RegisterOp{std::move(with_skip)};
+}
+
+std::vector<std::string> OpDefinition::KernelInputs() const {
+  std::vector<std::string> names = inputs;
+  if (skip) names.erase(names.begin() + 1);
+  return names;
 }
 
 const std::vector<OpDefinition>& RegisteredOps() { return MutableOps(); }

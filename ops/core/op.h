@@ -8,6 +8,7 @@
 #include "abi/onnxruntime_abi.h"
 #include "core/activation.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/shape.h"
 #include "core/types.h"
 #include "simd/kernels.h"
@@ -51,8 +52,8 @@ class Attributes {
   /// `epsilon`: finite and at least 0. The decimal of seven digits that the float stands for:
   /// 1e-5f is read as 1e-5.
   double Epsilon() const;
-  /// `activation`, one of none, relu, silu, gelu.
-  Activation ReadActivation() const;
+  /// An attribute that is one of none, relu, silu, gelu.
+  Activation ReadActivation(const char* attribute = "activation") const;
 
   /// Throws: attribute `attribute` is `value`; it must be `right`.
   [[noreturn]] void Fail(const char* attribute, const std::string& value,
@@ -95,8 +96,14 @@ class InputShapes {
 struct Run {
   const InputShapes& shapes;
   const std::vector<const void*>& inputs;
+  /// Skip forms: what is added to X first, and where the sum goes, null if nobody reads it.
+  const void* skip;
+  void* sum;
   void* output;
   Parallel parallel;
+  /// Memory for the parameters in double, and for the plan.
+  ScratchCache& parameters;
+  ScratchCache& scratch;
 
   template <typename T>
   const T* Input(size_t i) const {
@@ -128,6 +135,12 @@ struct OpDefinition {
   /// Makes the kernel for element type `type` on SIMD level `level`.
   std::unique_ptr<Kernel> (*create)(const Attributes& attributes, abi::ElementType type,
                                     const simd::Level& level);
+  /// Whether input 1 is `skip`, which the kernel meets in Run::skip and not among its inputs, and
+  /// output 1 the sum of X and skip.
+  bool skip = false;
+
+  /// The inputs that the kernel knows: all but `skip`.
+  std::vector<std::string> KernelInputs() const;
 };
 
 /// Makes KernelTemplate<T> for the element type.
@@ -150,6 +163,12 @@ std::unique_ptr<Kernel> CreateFor(const Attributes& attributes, abi::ElementType
 class RegisterOp {
  public:
   explicit RegisterOp(OpDefinition definition);
+};
+
+/// Adds an op and its skip form: Skip<Name>(X, skip, ...) -> (Y, sum), the op of sum = X + skip.
+class RegisterWithSkip {
+ public:
+  explicit RegisterWithSkip(const OpDefinition& definition);
 };
 
 /// The registered ops, by name.

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <thread>
 
-#include "core/scratch.h"
-
 namespace onnxnorm {
 namespace {
 
@@ -50,9 +48,9 @@ void RunItems(const Plan& plan, int64_t first, int64_t last, std::byte* scratch)
 
 // Each thread takes whole items, one after the other: the second read of an item comes from the
 // thread's own cache.
-void RunByItem(const Plan& plan, const Parallel& parallel, int64_t tasks) {
+void RunByItem(const Plan& plan, const Parallel& parallel, ScratchCache& cache, int64_t tasks) {
   const size_t stride = BatchScratch(plan);
-  Scratch scratch(stride * static_cast<size_t>(tasks));
+  Scratch scratch(stride * static_cast<size_t>(tasks), cache);
   std::byte* memory = scratch.data();
   parallel.For(tasks, [&, memory](int64_t t) {
     const int64_t each = plan.items / tasks, extra = plan.items % tasks;
@@ -63,10 +61,10 @@ void RunByItem(const Plan& plan, const Parallel& parallel, int64_t tasks) {
 
 // All threads share each item: first its statistics, then its result. As many items at a time as
 // the caches hold.
-void RunByChunk(const Plan& plan, const Parallel& parallel) {
+void RunByChunk(const Plan& plan, const Parallel& parallel, ScratchCache& cache) {
   const int64_t wave = std::clamp<int64_t>(kWaveElements / plan.item_elements, 1, plan.items);
   const size_t stride = CacheLines(plan.item_scratch);
-  Scratch scratch(stride * static_cast<size_t>(wave));
+  Scratch scratch(stride * static_cast<size_t>(wave), cache);
   std::byte* memory = scratch.data();
   for (int64_t first = 0; first < plan.items; first += wave) {
     const int64_t count = std::min(wave, plan.items - first);
@@ -87,20 +85,20 @@ void RunByChunk(const Plan& plan, const Parallel& parallel) {
 
 }  // namespace
 
-void Execute(const Plan& plan, const Parallel& parallel) {
+void Execute(const Plan& plan, const Parallel& parallel, ScratchCache& cache) {
   const double work =
       static_cast<double>(plan.items) * static_cast<double>(plan.item_elements) * plan.cost;
   if (work < kSerialWork || Threads() == 1) {
-    Scratch scratch(BatchScratch(plan));
+    Scratch scratch(BatchScratch(plan), cache);
     return RunItems(plan, 0, plan.items, scratch.data());
   }
   if (plan.items < 2 * Threads() && plan.item_elements > kChunkElements) {
-    return RunByChunk(plan, parallel);
+    return RunByChunk(plan, parallel, cache);
   }
   // Several tasks for each thread, so that one that is held up does not hold up the others.
   const int64_t tasks =
       static_cast<int64_t>(std::min(static_cast<double>(4 * Threads()), work / (kSerialWork / 4)));
-  RunByItem(plan, parallel, std::clamp<int64_t>(tasks, 1, plan.items));
+  RunByItem(plan, parallel, cache, std::clamp<int64_t>(tasks, 1, plan.items));
 }
 
 }  // namespace onnxnorm

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace onnxnorm {
 
@@ -35,6 +36,6 @@ class Plan {
 };
 
 /// Does all of the plan's work.
-void Execute(const Plan& plan, const Parallel& parallel);
+void Execute(const Plan& plan, const Parallel& parallel, ScratchCache& memory);
 
 }  // namespace onnxnorm

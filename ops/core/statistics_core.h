@@ -4,11 +4,11 @@
 // Included by the level_*.cc files only, once for each SIMD level.
 //
 // Moments come from one pass over shifted data: s1 = sum(x - k), s2 = sum((x - k)^2) with k near
-// the mean, block by block. If k turns out to be more than about one spread away from a block's
+// the mean, block by block. If k turns out to be more than about two spreads away from a block's
 // mean, the block, still in the first-level cache, is read again with a better k: cancellation
-// never costs more than a bit. Lanes run in float for a few dozen additions, then flow into double;
-// blocks are merged in double (Chan, Golub and LeVeque 1979). Blocks whose squares leave the range
-// of float are done in double.
+// never costs more than two bits. Lanes run in float for a few dozen additions, then flow into
+// double; blocks are merged in double (Chan, Golub and LeVeque 1979). Blocks whose squares leave
+// the range of float are done in double.
 #pragma once
 
 #include "simd/kernels.h"
@@ -31,7 +31,7 @@ constexpr double kTinySquare = 1e-30;
 inline bool IsFinite(double value) { return value - value == 0; }
 
 /// Whether a shift that leaves the sums s1 and s2 was near enough to the mean of n elements.
-inline bool ShiftIsNear(double s1, double s2, double n) { return s1 * s1 <= 0.5 * n * s2; }
+inline bool ShiftIsNear(double s1, double s2, double n) { return s1 * s1 <= 0.75 * n * s2; }
 
 /// Whether a sum of squares over n elements, gathered in floats, can be trusted.
 inline bool InRange(double s2, double n, bool tiny) {
@@ -61,18 +61,27 @@ class WideSum {
   double Total() const {
     D sum = parts_[0];
     for (int i = 1; i < kParts; ++i) sum = sum + parts_[i];
-    double lane[D::kWidth];
-    Store(lane, sum);
-    for (int step = D::kWidth / 2; step > 0; step /= 2) {
-      for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
-    }
-    return lane[0];
+    return ReduceAdd(sum);
   }
 
  private:
   static constexpr int kParts = V::kWidth / D::kWidth;
   D parts_[kParts];
 };
+
+/// The sum of a vector's lanes, in double.
+template <typename V>
+inline double Total(const V& v) {
+  if constexpr (V::kWidth == D::kWidth) {
+    return ReduceAdd(v);
+  } else {
+    D wide[V::kWidth / D::kWidth];
+    Widen(v, wide);
+    D sum = wide[0];
+    for (int i = 1; i < V::kWidth / D::kWidth; ++i) sum = sum + wide[i];
+    return ReduceAdd(sum);
+  }
+}
 
 /// s1 = sum(x - k), s2 = sum((x - k)^2).
 struct ShiftedSums {
@@ -122,20 +131,13 @@ ShiftedSums SumShifted(const T* x, int64_t n, typename V::Element shift) {
   return {wide1.Total(), wide2.Total()};
 }
 
-/// A first guess of the mean.
+/// A first guess of the mean: that of the first vector.
 template <typename V, typename T>
 typename V::Element FirstShift(const T* x, int64_t n) {
   constexpr int W = V::kWidth;
-  const int64_t m = n < 64 ? n : 64;
-  V sum = Set<V>(0);
-  int64_t i = 0;
-  for (; m - i >= W; i += W) sum = sum + Memory<V>::Load(x + i);
-  if (i < m) sum = sum + LoadPart<V>(x + i, m - i);
-  typename V::Element lane[W];
-  Store(lane, sum);
-  typename V::Element total = 0;
-  for (auto value : lane) total += value;
-  total /= static_cast<typename V::Element>(m);
+  using Element = typename V::Element;
+  const Element total = n < W ? ReduceAdd(LoadPart<V>(x, n)) / static_cast<Element>(n)
+                              : ReduceAdd(Memory<V>::Load(x)) * (Element{1} / W);
   return IsFinite(static_cast<double>(total)) ? total : 0;
 }
 
@@ -149,8 +151,9 @@ inline Moments FromSums(double shift, double s1, double s2, double n) {
   return moments;
 }
 
+/// Moments of one block.
 template <typename V, typename T>
-void MergeBlock(const T* x, int64_t n, typename V::Element shift, bool tiny, CountedMoments* sum) {
+Moments BlockMoments(const T* x, int64_t n, typename V::Element shift, bool tiny) {
   const double count = static_cast<double>(n);
   ShiftedSums s = SumShifted<V>(x, n, shift);
   if (!ShiftIsNear(s.s1, s.s2, count)) {
@@ -161,20 +164,74 @@ void MergeBlock(const T* x, int64_t n, typename V::Element shift, bool tiny, Cou
     }
   }
   if constexpr (V::kWidth != D::kWidth) {
-    if (!InRange(s.s2, count, tiny)) return MergeBlock<D>(x, n, shift, tiny, sum);
+    if (!InRange(s.s2, count, tiny)) return BlockMoments<D>(x, n, shift, tiny);
   }
-  Merge(FromSums(shift, s.s1, s.s2, count), count, sum);
+  return FromSums(shift, s.s1, s.s2, count);
 }
 
 template <typename V, typename T>
 Moments RunMoments(const T* x, int64_t n, bool tiny) {
-  CountedMoments sum = {};
   auto shift = FirstShift<V>(x, n);
+  if (n <= kBlock) return BlockMoments<V>(x, n, shift, tiny);
+  CountedMoments sum = {};
   for (int64_t i = 0; i < n; i += kBlock) {
-    MergeBlock<V>(x + i, n - i < kBlock ? n - i : kBlock, shift, tiny, &sum);
+    const int64_t count = n - i < kBlock ? n - i : kBlock;
+    Merge(BlockMoments<V>(x + i, count, shift, tiny), static_cast<double>(count), &sum);
     if (IsFinite(sum.moments.mean)) shift = static_cast<typename V::Element>(sum.moments.mean);
   }
   return sum.moments;
+}
+
+/// Short segments, a few at a time: each in one vector of sums, and what follows without branches.
+template <typename V, typename T>
+void ShortMoments(const T* x, int64_t segments, int64_t size, bool tiny, Moments* out) {
+  constexpr int W = V::kWidth;
+  constexpr int64_t kTogether = 8;
+  using Element = typename V::Element;
+  const int64_t whole = size / W * W, left = size - whole;
+  const double n = static_cast<double>(size), inverse = 1 / n;
+  for (int64_t first = 0; first < segments; first += kTogether) {
+    const int64_t count = segments - first < kTogether ? segments - first : kTogether;
+    Element shift[kTogether];
+    double s1[kTogether], s2[kTogether];
+    for (int64_t i = 0; i < count; ++i) {
+      const T* p = x + (first + i) * size;
+      shift[i] = FirstShift<V>(p, size);
+      const V k = Set<V>(shift[i]);
+      V a = Set<V>(0), b = Set<V>(0);
+      for (int64_t j = 0; j < whole; j += W) {
+        const V d = Memory<V>::Load(p + j) - k;
+        a = a + d;
+        b = Fma(d, d, b);
+      }
+      if (left > 0) {
+        const V d = FirstLanes(LoadPart<V>(p + whole, left) - k, left);
+        a = a + d;
+        b = Fma(d, d, b);
+      }
+      s1[i] = Total(a);
+      s2[i] = Total(b);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      if (!ShiftIsNear(s1[i], s2[i], n) || (V::kWidth != D::kWidth && !InRange(s2[i], n, tiny))) {
+        out[first + i] = BlockMoments<V>(x + (first + i) * size, size, shift[i], tiny);
+        continue;
+      }
+      const double offset = s1[i] * inverse;
+      const double m2 = s2[i] - s1[i] * offset;
+      Moments& m = out[first + i];
+      m.mean = TwoSum(static_cast<double>(shift[i]), offset, &m.rest);
+      m.m2 = m2 < 0 ? 0 : m2;
+    }
+  }
+}
+
+template <typename V, typename T>
+void SegmentMoments(const T* x, int64_t segments, int64_t size, bool tiny, Moments* out) {
+  if (segments > 1 && size <= kLaneAdditions / 2 * V::kWidth) {
+    return ShortMoments<V>(x, segments, size, tiny, out);
+  }
+  for (int64_t s = 0; s < segments; ++s) out[s] = RunMoments<V>(x + s * size, size, tiny);
 }
 
 template <typename V, typename T>
@@ -222,6 +279,11 @@ double RunSquares(const T* x, int64_t n, bool tiny) {
   return total;
 }
 
+template <typename V, typename T>
+void SegmentSquares(const T* x, int64_t segments, int64_t size, bool tiny, Moments* out) {
+  for (int64_t s = 0; s < segments; ++s) out[s] = {0, 0, RunSquares<V>(x + s * size, size, tiny)};
+}
+
 /// Up to U vectors of neighbouring columns; the last vector may be partial.
 template <typename V, typename T, int U>
 struct ColumnTile {
@@ -265,70 +327,122 @@ struct ColumnTile {
   }
 };
 
-template <typename T>
-Moments OneColumnInDouble(const T* x, int64_t rows, int64_t stride, double shift) {
-  double s1 = 0, s2 = 0;
+/// Sums of one column around a shift that is moved, within what Element holds, to where it is near
+/// enough.
+template <typename T, typename Element>
+ShiftedSums OneColumnInDouble(const T* x, int64_t rows, int64_t stride, Element* shift) {
+  const double n = static_cast<double>(rows);
+  ShiftedSums sums = {};
   for (int attempt = 0; attempt < 2; ++attempt) {
-    s1 = s2 = 0;
+    const double k = static_cast<double>(*shift);
+    sums = {};
     for (int64_t r = 0; r < rows; ++r) {
-      const double d = ToDouble(x[r * stride]) - shift;
-      s1 += d;
-      s2 += d * d;
+      const double d = ToDouble(x[r * stride]) - k;
+      sums.s1 += d;
+      sums.s2 += d * d;
     }
-    const double better = shift + s1 / static_cast<double>(rows);
-    if (ShiftIsNear(s1, s2, static_cast<double>(rows)) || !IsFinite(better) || attempt == 1) break;
-    shift = better;
+    const auto better = static_cast<Element>(k + sums.s1 / n);
+    if (ShiftIsNear(sums.s1, sums.s2, n) || !(better - better == 0) || attempt == 1) break;
+    *shift = better;
   }
-  return FromSums(shift, s1, s2, static_cast<double>(rows));
+  return sums;
+}
+
+/// The mean of a tile's first rows, as shifts.
+template <typename V, typename T, int U>
+void FirstShifts(const ColumnTile<V, T, U>& tile, int64_t rows, typename V::Element* shift) {
+  constexpr int64_t kRows = 8;
+  const int64_t count = rows < kRows ? rows : kRows;
+  V sum[U];
+  for (int u = 0; u < U; ++u) sum[u] = tile.Load(0, u);
+  for (int64_t r = 1; r < count; ++r) {
+    for (int u = 0; u < U; ++u) sum[u] = sum[u] + tile.Load(r, u);
+  }
+  for (int u = 0; u < U; ++u) Store(shift + u * V::kWidth, sum[u]);
+  const auto factor = 1 / static_cast<typename V::Element>(count);
+  for (int i = 0; i < U * V::kWidth; ++i) {
+    const auto mean = shift[i] * factor;
+    shift[i] = mean - mean == 0 ? mean : 0;
+  }
+}
+
+/// Adds the moments of one block of n rows, from its sums around the shifts, to those of the
+/// `done` rows before. Without branches, so that compilers vectorize it.
+template <int N, typename Element>
+void AddColumns(const Element* shift, const double* s1, const double* s2, double n, double done,
+                MomentColumns sum) {
+  const double part = n / (done + n), between = done * part;
+  for (int i = 0; i < N; ++i) {
+    const double offset = s1[i] / n;
+    const double spread = s2[i] - s1[i] * offset;
+    const double m2 = spread < 0 ? 0 : spread;  // keeps NaN
+    double rest = 0, lost = 0;
+    const double mean = TwoSum(static_cast<double>(shift[i]), offset, &rest);
+    const double delta = (mean - sum.mean[i]) + (rest - sum.rest[i]);
+    const double moved = TwoSum(sum.mean[i], delta * part, &lost);
+    const bool first = done == 0;
+    sum.mean[i] = first ? mean : moved;
+    sum.rest[i] = first ? rest : sum.rest[i] + lost;
+    sum.m2[i] = first ? m2 : sum.m2[i] + m2 + delta * delta * between;
+  }
 }
 
 template <typename V, typename T, int U>
-void TileMoments(const ColumnTile<V, T, U>& tile, int64_t rows, bool tiny, Moments* out) {
+void TileMoments(const ColumnTile<V, T, U>& tile, int64_t rows, bool tiny, MomentColumns out) {
   using Element = typename V::Element;
   constexpr int N = ColumnTile<V, T, U>::kLanes;
   Element shift[N];
   double s1[N], s2[N];
-  CountedMoments sum[N] = {};
+  double kept[3][N] = {};
+  const MomentColumns sum = {kept[0], kept[1], kept[2]};
   V k[U];
-  for (int u = 0; u < U; ++u) Store(shift + u * V::kWidth, tile.Load(0, u));
-  for (int i = 0; i < N; ++i) shift[i] = IsFinite(static_cast<double>(shift[i])) ? shift[i] : 0;
+  FirstShifts(tile, rows, shift);
   for (int64_t first = 0; first < rows; first += kBlockRows) {
     const int64_t last = rows - first < kBlockRows ? rows : first + kBlockRows;
     const double n = static_cast<double>(last - first);
     for (int attempt = 0; attempt < 2; ++attempt) {
       for (int u = 0; u < U; ++u) k[u] = Memory<V>::Load(shift + u * V::kWidth);
       tile.SumShifted(first, last, k, s1, s2);
-      bool near = true;
-      for (int i = 0; i < N; ++i) near = near && ShiftIsNear(s1[i], s2[i], n);
-      if (near || attempt == 1) break;
+      int near = 0;
+      for (int i = 0; i < N; ++i) near += ShiftIsNear(s1[i], s2[i], n);
+      if (near == N || attempt == 1) break;
       for (int i = 0; i < N; ++i) {
-        const auto better = static_cast<Element>(shift[i] + s1[i] / n);
-        if (IsFinite(static_cast<double>(better))) shift[i] = better;
+        const auto better = static_cast<Element>(static_cast<double>(shift[i]) + s1[i] / n);
+        shift[i] = better - better == 0 ? better : shift[i];
       }
     }
-    for (int i = 0; i < N; ++i) {
-      const bool redo = V::kWidth != D::kWidth && i < tile.lanes && !InRange(s2[i], n, tiny);
+    int trusted = 0;
+    for (int i = 0; i < N; ++i) trusted += V::kWidth == D::kWidth || InRange(s2[i], n, tiny);
+    for (int i = 0; trusted != N && i < N; ++i) {  // once more, in double
+      if (i >= tile.lanes || InRange(s2[i], n, tiny)) continue;
       const T* column = tile.x + first * tile.stride + i;
-      Merge(redo ? OneColumnInDouble(column, last - first, tile.stride, shift[i])
-                 : FromSums(shift[i], s1[i], s2[i], n),
-            n, &sum[i]);
-      const double mean = sum[i].moments.mean;
-      if (IsFinite(mean)) shift[i] = static_cast<Element>(mean);
+      const ShiftedSums sums = OneColumnInDouble(column, last - first, tile.stride, &shift[i]);
+      s1[i] = sums.s1;
+      s2[i] = sums.s2;
+    }
+    AddColumns<N>(shift, s1, s2, n, static_cast<double>(first), sum);
+    for (int i = 0; i < N; ++i) {
+      const auto mean = static_cast<Element>(sum.mean[i]);
+      shift[i] = mean - mean == 0 ? mean : shift[i];
     }
   }
-  for (int64_t i = 0; i < tile.lanes; ++i) out[i] = sum[i].moments;
+  for (int64_t i = 0; i < tile.lanes; ++i) {
+    out.mean[i] = sum.mean[i];
+    out.rest[i] = sum.rest[i];
+    out.m2[i] = sum.m2[i];
+  }
 }
 
 template <typename V, typename T>
 void ColumnMoments(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
-                   Moments* out) {
+                   MomentColumns out) {
   constexpr int64_t kLanes = kUnroll * V::kWidth;
   for (int64_t c = 0; c < columns; c += kLanes) {
     const int64_t lanes = columns - c < kLanes ? columns - c : kLanes;
     if (lanes <= V::kWidth) {
-      TileMoments(ColumnTile<V, T, 1>{x + c, stride, lanes}, rows, tiny, out + c);
+      TileMoments(ColumnTile<V, T, 1>{x + c, stride, lanes}, rows, tiny, out.From(c));
     } else {
-      TileMoments(ColumnTile<V, T, kUnroll>{x + c, stride, lanes}, rows, tiny, out + c);
+      TileMoments(ColumnTile<V, T, kUnroll>{x + c, stride, lanes}, rows, tiny, out.From(c));
     }
   }
 }

@@ -10,6 +10,7 @@
 #include "simd/memory.h"
 #include "simd/math.h"
 #include "core/apply_core.h"
+#include "core/parameter_core.h"
 #include "core/statistics_core.h"
 // clang-format on
 
@@ -18,7 +19,17 @@ namespace {
 
 template <typename V, typename T>
 constexpr Kernels<T> MakeKernels() {
-  return {RunMoments<V, T>, RunSquares<V, T>, ColumnMoments<V, T>, ColumnSquares<V, T>,
+  using C = typename V::Element;
+  return {RunMoments<V, T>,
+          RunSquares<V, T>,
+          SegmentMoments<V, T>,
+          SegmentSquares<V, T>,
+          ColumnMoments<V, T>,
+          ColumnSquares<V, T>,
+          Add<V, T>,
+          {ActivateRun<V, T, Activation::kNone>, ActivateRun<V, T, Activation::kRelu>,
+           ActivateRun<V, T, Activation::kSilu>, ActivateRun<V, T, Activation::kGelu>},
+          MakeParameterKernels<C>(),
           MakeApplyKernels<V, T>()};
 }
 

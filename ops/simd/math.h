@@ -30,8 +30,15 @@ inline F Exp(F x) {
   return p * ExponentFromBits(shifted);
 }
 
+/// 1 / (1 + e^-x), and 0 below -87, where e^-x leaves the range; NaN stays NaN.
+inline F Sigmoid(F x) {
+  const F lowest = Set<F>(-87.0f);
+  const F minus = Set<F>(0.0f) - Max(lowest, x);
+  return ZeroIfLess(Reciprocal(Set<F>(1.0f) + Exp(minus)), x, lowest);
+}
+
 /// x / (1 + e^-x).
-inline F Silu(F x) { return x / (Set<F>(1.0f) + Exp(Set<F>(0.0f) - x)); }
+inline F Silu(F x) { return x * Sigmoid(x); }
 
 /// x Phi(x) = max(x, 0) - |x| q(|x|), where q(t) = erfc(t / sqrt 2) / 2 is the tail of the normal
 /// distribution: no cancellation for negative x. q(t) = e^(-t^2/2) u P(u) with u = 1 / (1 + 0.265
@@ -41,7 +48,7 @@ inline F Gelu(F x) {
   // Infinity must not meet a zero for x = +inf (which gives +inf), and must for x = -inf (NaN, as
   // in PyTorch).
   const F t = Max(minus, Min(Set<F>(16.0f), x));
-  const F u = Set<F>(1.0f) / Fma(Set<F>(0.265f), t, Set<F>(1.0f));
+  const F u = Reciprocal(Fma(Set<F>(0.265f), t, Set<F>(1.0f)));
   F p = Set<F>(0.030624527484178543f);
   p = Fma(p, u, Set<F>(-0.14330092072486877f));
   p = Fma(p, u, Set<F>(0.21595095098018646f));
@@ -63,9 +70,11 @@ inline D EachLane(D x) {
   return LoadDoubles(lane);
 }
 
+inline double SigmoidOf(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 inline double SiluOf(double x) { return x / (1.0 + ::exp(-x)); }
 inline double GeluOf(double x) { return 0.5 * x * ::erfc(-0.70710678118654752440 * x); }
 
+inline D Sigmoid(D x) { return EachLane<SigmoidOf>(x); }
 inline D Silu(D x) { return EachLane<SiluOf>(x); }
 inline D Gelu(D x) { return EachLane<GeluOf>(x); }
 

@@ -68,6 +68,31 @@ inline void StorePart<F, float>(float* p, F v, int64_t n) {
 }
 #endif
 
+#if defined(ONNXNORM_HAS_MASKED_HALVES)
+template <>
+inline F LoadPart<F, half_t>(const half_t* p, int64_t n) {
+  return LoadFirst(p, n);
+}
+template <>
+inline F LoadPart<F, bfloat16_t>(const bfloat16_t* p, int64_t n) {
+  return LoadFirst(p, n);
+}
+template <>
+inline void StorePart<F, half_t>(half_t* p, F v, int64_t n) {
+  StoreFirst(p, v, n);
+}
+#endif
+
+/// Whether loading and storing part of a vector costs about as much as a whole one.
+template <typename V, typename T>
+constexpr bool kCheapParts = false;
+#if defined(ONNXNORM_HAS_MASKED_HALVES)
+template <>
+constexpr bool kCheapParts<F, float> = true;
+template <>
+constexpr bool kCheapParts<F, half_t> = true;
+#endif
+
 /// Keeps the first n lanes, zeroes the others.
 template <typename V>
 inline V FirstLanes(V v, int64_t n) {

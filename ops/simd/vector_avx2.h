@@ -81,6 +81,24 @@ inline void Widen(F v, D* out) {
   out[1] = {_mm256_cvtps_pd(_mm256_extractf128_ps(v.v, 1))};
 }
 
+inline double ReduceAdd(D v) {
+  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v.v), _mm256_extractf128_pd(v.v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+}
+inline float ReduceAdd(F v) {
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128(v.v), _mm256_extractf128_ps(v.v, 1));
+  const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+
+// 1 / v. A division of eight floats is as fast as an estimate and the steps to mend it.
+inline F Reciprocal(F v) { return {_mm256_div_ps(_mm256_set1_ps(1.0f), v.v)}; }
+
+// v where a < b does not hold (also if either is NaN), else 0.
+inline F ZeroIfLess(F v, F a, F b) {
+  return {_mm256_and_ps(v.v, _mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ))};
+}
+
 // The float whose exponent is the last eight bits of each lane: 2^(bits - 127), and infinity and
 // zero at the ends.
 inline F ExponentFromBits(F v) {

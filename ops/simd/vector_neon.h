@@ -76,6 +76,17 @@ inline void Widen(F v, D* out) {
   out[1] = {vcvt_high_f64_f32(v.v)};
 }
 
+inline double ReduceAdd(D v) { return vaddvq_f64(v.v); }
+inline float ReduceAdd(F v) { return vaddvq_f32(v.v); }
+
+// 1 / v.
+inline F Reciprocal(F v) { return {vdivq_f32(vdupq_n_f32(1.0f), v.v)}; }
+
+// v where a < b does not hold (also if either is NaN), else 0.
+inline F ZeroIfLess(F v, F a, F b) {
+  return {vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v.v), vcltq_f32(a.v, b.v)))};
+}
+
 // The float whose exponent is the last eight bits of each lane: 2^(bits - 127), and infinity and
 // zero at the ends.
 inline F ExponentFromBits(F v) {

@@ -71,6 +71,25 @@ inline void Widen(const F& v, D* out) {
   out[1] = {{v.lane[2], v.lane[3]}};
 }
 
+template <typename E, int N>
+inline E ReduceAdd(const Pack<E, N>& v) {
+  E half[N / 2];
+  for (int i = 0; i < N / 2; ++i) half[i] = v.lane[i] + v.lane[i + N / 2];
+  E sum = half[0];
+  for (int i = 1; i < N / 2; ++i) sum += half[i];
+  return sum;
+}
+
+// 1 / v.
+inline F Reciprocal(const F& v) { return Set<F>(1.0f) / v; }
+
+// v where a < b does not hold (also if either is NaN), else 0.
+inline F ZeroIfLess(const F& v, const F& a, const F& b) {
+  F r;
+  for (int i = 0; i < F::kWidth; ++i) r.lane[i] = a.lane[i] < b.lane[i] ? 0.0f : v.lane[i];
+  return r;
+}
+
 // The float whose exponent is the last eight bits of each lane: 2^(bits - 127), and infinity and
 // zero at the ends.
 inline F ExponentFromBits(const F& v) {

@@ -4,6 +4,7 @@
 //   x_instance = (x - mean) / sqrt(var + epsilon), with the biased variance over the positions
 // Both branches are affine in x, so that one multiplication and addition for each element serves.
 #include <cmath>
+#include <limits>
 
 #include "core/channel_plan.h"
 #include "core/channel_shape.h"
@@ -12,54 +13,61 @@
 namespace onnxnorm {
 namespace {
 
-/// The inputs other than X, as doubles.
-struct BatchInstanceInputs {
-  const double* scale;
-  const double* bias;
-  const double* rho;
-  const double* running_mean;
-  const double* running_var;
-};
-
-/// An item is a sample.
+/// An item is a few channels of a sample (channels first), or a sample (channels last).
 template <typename T>
 class BatchInstancePlan final : public ChannelPlan<T> {
- public:
-  BatchInstancePlan(const ChannelLayout& layout, double epsilon, const BatchInstanceInputs& inputs,
-                    const T* x, T* y, Activation activation, const simd::Level& level)
-      : ChannelPlan<T>(layout, x, y, activation, epsilon < kTinyEpsilon, level),
-        channels_(layout.channels),
-        positions_(static_cast<double>(layout.positions)),
-        epsilon_(epsilon),
-        in_(inputs) {}
+  using Base = ChannelPlan<T>;
 
-  void Parameters(int64_t, const Moments* moments,
+ public:
+  BatchInstancePlan(const ChannelLayout& layout, double epsilon, const ChannelVectors<T>& vectors,
+                    const Stage<T>& stage, T* y, Activation activation, const simd::Level& level)
+      : Base(layout, stage, y, {EndingOf(activation)}, epsilon < kTinyEpsilon, level),
+        epsilon_(epsilon),
+        in_(vectors) {}
+
+ protected:
+  void Parameters(int64_t item, const Moments* moments,
                   const ChannelParameters& out) const noexcept override {
-    for (int64_t c = 0; c < channels_; ++c) {
+    const int64_t first = this->layout_.FirstChannel(item), n = this->layout_.channels;
+    const double* scale = in_[1] + first;
+    const double* bias = in_[2] + first;
+    const double* rho = in_[3] + first;
+    const double* running_mean = in_[4] + first;
+    const double* running_var = in_[5] + first;
+    const double positions = static_cast<double>(this->layout_.positions);
+    // The factors of both branches, where their results go.
+    for (int64_t c = 0; c < n; ++c) out.mean[c] = moments[c].m2 / positions;
+    this->kernels_.parameters.inverse_sqrt(running_var, epsilon_, n, out.scale);
+    this->kernels_.parameters.inverse_sqrt(out.mean, epsilon_, n, out.bias);
+    for (int64_t c = 0; c < n; ++c) {
       const Moments& m = moments[c];
-      const double batch = in_.rho[c] / std::sqrt(in_.running_var[c] + epsilon_);
-      const double instance = (1 - in_.rho[c]) / std::sqrt(m.m2 / positions_ + epsilon_);
-      if (std::isinf(batch)) {
-        // No running variance and no epsilon: infinite wherever x is not the running mean, unless
-        // the instance branch is NaN for want of a variance.
-        out.mean[c] = in_.running_mean[c];
-        out.scale[c] = in_.scale[c] * (std::isfinite(instance) ? batch : batch - batch);
-        out.bias[c] = in_.bias[c];
+      const double batch = rho[c] * out.scale[c];
+      const double instance = (1 - rho[c]) * out.bias[c];
+      if (std::isinf(batch) || std::isinf(out.scale[c])) {
+        Infinite(rho[c], scale[c], bias[c], running_mean[c], instance, c, out);
         continue;
       }
       // Around the instance's mean: x - running_mean = (x - mean) + (mean - running_mean).
-      const double to_batch = (m.mean - in_.running_mean[c]) + m.rest;
+      const double to_batch = (m.mean - running_mean[c]) + m.rest;
       out.mean[c] = m.mean;
-      out.scale[c] = (batch + instance) * in_.scale[c];
-      out.bias[c] = in_.bias[c] + batch * to_batch * in_.scale[c] - m.rest * out.scale[c];
+      out.scale[c] = (batch + instance) * scale[c];
+      out.bias[c] = bias[c] + batch * to_batch * scale[c] - m.rest * out.scale[c];
     }
   }
 
  private:
-  int64_t channels_;
-  double positions_;
+  // No running variance and no epsilon: infinite wherever x is not the running mean, unless the
+  // instance branch is NaN for want of a variance. Without a weight it is NaN: 0 * infinity.
+  static void Infinite(double rho, double scale, double bias, double running_mean, double instance,
+                       int64_t c, const ChannelParameters& out) {
+    const double batch = rho * std::numeric_limits<double>::infinity();
+    out.mean[c] = running_mean;
+    out.scale[c] = scale * (std::isfinite(instance) ? batch : batch - batch);
+    out.bias[c] = bias;
+  }
+
   double epsilon_;
-  BatchInstanceInputs in_;
+  const ChannelVectors<T>& in_;
 };
 
 template <typename T>
@@ -72,27 +80,15 @@ class BatchInstanceNorm final : public Kernel {
         channels_last_(attributes.Flag("channels_last")) {}
 
   void CheckShapes(const InputShapes& shapes) const override {
-    const int64_t channels = CheckedChannels(shapes, channels_last_);
-    for (size_t i = 1; i < kInputs; ++i) {
-      shapes.RequireVector(i, channels, ChannelsMeaning(shapes));
-    }
+    CheckVectors(shapes, channels_last_, 1, kInputs - 1);
   }
 
   void Compute(const Run& run) const override {
     const ChannelShape shape(run.shapes[0], channels_last_);
-    const ChannelLayout layout = {shape.samples, shape.channels, shape.positions,
-                                  channels_last_ && shape.positions > 1, false};
-    const size_t channels = static_cast<size_t>(shape.channels);
-    Scratch scratch((kInputs - 1) * channels * sizeof(double));
-    double* first = reinterpret_cast<double*>(scratch.data());
-    for (size_t i = 1; i < kInputs; ++i) {
-      ToDoubles(run.Input<T>(i), shape.channels, first + (i - 1) * channels);
-    }
-    const auto values = [=](size_t i) { return first + (i - 1) * channels; };
-    const BatchInstanceInputs inputs = {values(1), values(2), values(3), values(4), values(5)};
-    Execute(BatchInstancePlan<T>(layout, epsilon_, inputs, run.Input<T>(0), run.Output<T>(),
-                                 activation_, level_),
-            run.parallel);
+    const ChannelVectors<T> vectors(run, shape.channels, 1, kInputs - 1);
+    Execute(BatchInstancePlan<T>(ChannelLayout::Channels(shape, channels_last_), epsilon_, vectors,
+                                 Stage<T>(run, level_), run.Output<T>(), activation_, level_),
+            run.parallel, run.scratch);
   }
 
  private:
@@ -104,11 +100,11 @@ class BatchInstanceNorm final : public Kernel {
   bool channels_last_;
 };
 
-const RegisterOp kRegister({"BatchInstanceNorm",
-                            {"X", "scale", "bias", "rho", "running_mean", "running_var"},
-                            {"Y"},
-                            {"epsilon", "activation", "channels_last"},
-                            CreateFor<BatchInstanceNorm>});
+const RegisterWithSkip kRegister({"BatchInstanceNorm",
+                                  {"X", "scale", "bias", "rho", "running_mean", "running_var"},
+                                  {"Y"},
+                                  {"epsilon", "activation", "channels_last"},
+                                  CreateFor<BatchInstanceNorm>});
 
 }  // namespace
 }  // namespace onnxnorm

@@ -13,48 +13,73 @@ namespace {
 /// An item is a group (channels first), or a sample (channels last).
 template <typename T>
 class GroupPlan final : public ChannelPlan<T> {
+  using Base = ChannelPlan<T>;
+  using typename Base::Compute;
+
  public:
   GroupPlan(const ChannelLayout& layout, int64_t groups, double epsilon, const double* scale,
-            const double* bias, const T* x, T* y, Activation activation, const simd::Level& level)
-      : ChannelPlan<T>(layout, x, y, activation, epsilon < kTinyEpsilon, level),
-        layout_(layout),
+            const double* bias, const Stage<T>& stage, T* y, Activation activation,
+            const simd::Level& level)
+      : Base(layout, stage, y, {EndingOf(activation)}, epsilon < kTinyEpsilon, level),
         groups_(groups),
         epsilon_(epsilon),
         scale_(scale),
-        bias_(bias) {}
+        bias_(bias),
+        range_(scale, layout.channels * layout.items_per_sample) {}
 
+ protected:
   void Parameters(int64_t item, const Moments* moments,
                   const ChannelParameters& out) const noexcept override {
-    if (!layout_.merged) {
-      const int64_t size = layout_.channels / groups_;
-      for (int64_t g = 0; g < groups_; ++g) {
-        const Moments group =
-            MergeEqual(moments + g * size, size, static_cast<double>(layout_.positions));
-        Group(group, g * size, size,
-              {out.mean + g * size, out.scale + g * size, out.bias + g * size});
-      }
-    } else {
-      Group(moments[0], item % groups_ * layout_.channels, layout_.channels, out);
+    if (layout_.statistic == Statistic::kItemMoments) {
+      return Group(moments[0], layout_.FirstChannel(item), layout_.channels, out);
+    }
+    const int64_t size = layout_.channels / groups_;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const Moments group =
+          MergeEqual(moments + g * size, size, static_cast<double>(layout_.positions));
+      Group(group, g * size, size,
+            {out.mean + g * size, out.scale + g * size, out.bias + g * size});
     }
   }
 
+  bool NarrowParameters(int64_t item, const Moments* moments, const ChannelParameters& wide,
+                        Compute* narrow) const noexcept override {
+    if (layout_.statistic != Statistic::kItemMoments) {
+      return Base::NarrowParameters(item, moments, wide, narrow);
+    }
+    const int64_t n = layout_.channels, first = layout_.FirstChannel(item);
+    const double factor = Factor(moments[0], n);
+    if (range_.Holds(moments[0].mean, factor)) {
+      this->kernels_.parameters.group(moments[0].mean, moments[0].rest, factor, scale_ + first,
+                                      bias_ + first, n, narrow, narrow + n, narrow + 2 * n);
+      return true;
+    }
+    return Base::NarrowParameters(item, moments, wide, narrow);
+  }
+
  private:
+  using Base::layout_;
+
+  double Factor(const Moments& moments, int64_t channels) const {
+    const double count = static_cast<double>(channels) * static_cast<double>(layout_.positions);
+    return 1 / std::sqrt(moments.m2 / count + epsilon_);
+  }
+
   void Group(const Moments& moments, int64_t first, int64_t size,
              const ChannelParameters& out) const {
-    const double count = static_cast<double>(size) * static_cast<double>(layout_.positions);
-    const double rstd = 1 / std::sqrt(moments.m2 / count + epsilon_);
+    const double factor = Factor(moments, size);
     for (int64_t c = 0; c < size; ++c) {
       out.mean[c] = moments.mean;
-      out.scale[c] = rstd * scale_[first + c];
+      out.scale[c] = factor * scale_[first + c];
       out.bias[c] = bias_[first + c] - moments.rest * out.scale[c];
     }
   }
 
-  ChannelLayout layout_;
   int64_t groups_;
   double epsilon_;
   const double* scale_;
   const double* bias_;
+  FloatRange range_;
 };
 
 template <typename T>
@@ -71,30 +96,17 @@ class GroupNorm final : public Kernel {
 
   void CheckShapes(const InputShapes& shapes) const override {
     const int64_t channels = CheckedChannels(shapes, channels_last_);
-    if (channels >= 0 && channels % groups_ != 0) {
-      shapes.FailAttribute("num_groups", std::to_string(groups_),
-                           "it must divide the " + std::to_string(channels) +
-                               " channels of X, which has shape " + shapes[0].ToString());
-    }
-    shapes.RequireVector(1, channels, ChannelsMeaning(shapes));
-    shapes.RequireVector(2, channels, ChannelsMeaning(shapes));
+    CheckGroups(shapes, channels, groups_);
+    CheckVectors(shapes, channels_last_, 1, 2);
   }
 
   void Compute(const Run& run) const override {
     const ChannelShape shape(run.shapes[0], channels_last_);
-    // Channels are contiguous in both layouts if each has one position.
-    const bool by_sample = channels_last_ && shape.positions > 1;
-    const ChannelLayout layout = {by_sample ? shape.samples : shape.samples * groups_,
-                                  by_sample ? shape.channels : shape.channels / groups_,
-                                  shape.positions, by_sample, !by_sample};
-    Scratch scratch(2 * static_cast<size_t>(shape.channels) * sizeof(double));
-    double* scale = reinterpret_cast<double*>(scratch.data());
-    double* bias = scale + shape.channels;
-    ToDoubles(run.Input<T>(1), shape.channels, scale);
-    ToDoubles(run.Input<T>(2), shape.channels, bias);
-    Execute(GroupPlan<T>(layout, groups_, epsilon_, scale, bias, run.Input<T>(0), run.Output<T>(),
+    const ChannelVectors<T> vectors(run, shape.channels, 1, 2);
+    Execute(GroupPlan<T>(ChannelLayout::Groups(shape, channels_last_, groups_), groups_, epsilon_,
+                         vectors[1], vectors[2], Stage<T>(run, level_), run.Output<T>(),
                          activation_, level_),
-            run.parallel);
+            run.parallel, run.scratch);
   }
 
  private:
@@ -105,11 +117,11 @@ class GroupNorm final : public Kernel {
   bool channels_last_;
 };
 
-const RegisterOp kRegister({"GroupNorm",
-                            {"X", "scale", "bias"},
-                            {"Y"},
-                            {"num_groups", "epsilon", "activation", "channels_last"},
-                            CreateFor<GroupNorm>});
+const RegisterWithSkip kRegister({"GroupNorm",
+                                  {"X", "scale", "bias"},
+                                  {"Y"},
+                                  {"num_groups", "epsilon", "activation", "channels_last"},
+                                  CreateFor<GroupNorm>});
 
 }  // namespace
 }  // namespace onnxnorm

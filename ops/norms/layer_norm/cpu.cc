@@ -42,31 +42,32 @@ bool Fits(const Normal<double>& wide) {
 }
 
 /// Scratch of an item of rows: the moments of each chunk, then a Normal<double>.
-/// Scratch of an item of columns: a Moments for each chunk and column; a mean, factor and offset of
-/// each column, in double and in float; whether those in float serve.
+/// Scratch of an item of columns: the MomentColumns of each chunk; a factor and an offset of each
+/// column in double; a mean, a factor and an offset of each in Compute; whether these serve.
 template <typename T>
 class LayerPlan final : public AxesPlan<T> {
   using Base = AxesPlan<T>;
   using typename Base::Compute;
 
  public:
-  LayerPlan(const AxesLayout& layout, double epsilon, const T* scale, const T* bias, const T* x,
-            T* y, Activation activation, const simd::Level& level)
-      : Base(layout, epsilon, x, y, activation, level), scale_(scale), bias_(bias) {
+  LayerPlan(const AxesLayout& layout, double epsilon, const T* scale, const T* bias,
+            const Stage<T>& stage, T* y, Activation activation, const simd::Level& level)
+      : Base(layout, epsilon, stage, y, activation, level), scale_(scale), bias_(bias) {
     const size_t chunks = static_cast<size_t>(this->statistics_chunks);
     if (layout.inner_reduced) {
       wide_ = chunks * sizeof(CountedMoments);
       this->item_scratch = wide_ + sizeof(Normal<double>);
     } else {
       const size_t tile = static_cast<size_t>(tile_);
-      wide_ = chunks * tile * sizeof(Moments);
-      narrow_ = wide_ + 3 * tile * sizeof(double);
+      wide_ = 3 * chunks * tile * sizeof(double);
+      narrow_ = wide_ + 2 * tile * sizeof(double);
       flag_ = narrow_ + 3 * tile * sizeof(Compute);
       this->item_scratch = flag_ + sizeof(bool);
     }
   }
 
   void Statistics(int64_t item, int64_t chunk, std::byte* scratch) const noexcept override {
+    Base::MakeChunk(item, chunk);
     if (layout_.inner_reduced) {
       const T* x = x_ + layout_.kept.Offset(item);
       CountedMoments sum = {};
@@ -78,9 +79,9 @@ class LayerPlan final : public AxesPlan<T> {
     }
     const T* x = x_ + Base::TileOffset(item);
     const int64_t width = Base::TileWidth(item);
-    Moments* out = reinterpret_cast<Moments*>(scratch) + chunk * tile_;
+    const MomentColumns out = Columns(scratch, chunk);
     int64_t done = 0;
-    Base::ForRows(chunk, [&](int64_t offset, int64_t rows, int64_t) {
+    Base::ForRows(chunk, this->statistics_rows_, [&](int64_t offset, int64_t rows, int64_t) {
       if (done == 0) {
         kernels_.column_moments(x + offset, rows, layout_.row_stride, width, tiny_, out);
       } else {
@@ -125,61 +126,56 @@ class LayerPlan final : public AxesPlan<T> {
     return {moments.mean, factor, -moments.rest * factor};
   }
 
+  MomentColumns Columns(std::byte* scratch, int64_t chunk) const {
+    double* first = reinterpret_cast<double*>(scratch) + 3 * chunk * tile_;
+    return {first, first + tile_, first + 2 * tile_};
+  }
+
   // Adds the moments of `rows` more rows to `out`, which holds those of `done` rows.
-  void AddColumns(const T* x, int64_t rows, int64_t width, int64_t done, Moments* out) const {
-    Moments strip[kStrip];
+  void AddColumns(const T* x, int64_t rows, int64_t width, int64_t done,
+                  const MomentColumns& out) const {
+    double memory[3 * kStrip];
+    const MomentColumns strip = {memory, memory + kStrip, memory + 2 * kStrip};
     for (int64_t first = 0; first < width; first += kStrip) {
       const int64_t columns = std::min(kStrip, width - first);
       kernels_.column_moments(x + first, rows, layout_.row_stride, columns, tiny_, strip);
-      for (int64_t i = 0; i < columns; ++i) {
-        CountedMoments sum = {static_cast<double>(done), out[first + i]};
-        Merge(strip[i], static_cast<double>(rows), &sum);
-        out[first + i] = sum.moments;
-      }
+      MergeColumns(strip, static_cast<double>(rows), static_cast<double>(done), columns,
+                   out.From(first));
     }
   }
 
   void FinishColumns(int64_t width, std::byte* scratch) const {
-    const int64_t chunks = this->statistics_chunks, rows = this->chunk_rows_;
-    const Moments* parts = reinterpret_cast<const Moments*>(scratch);
-    double* wide = reinterpret_cast<double*>(scratch + wide_);
-    Compute* narrow = reinterpret_cast<Compute*>(scratch + narrow_);
-    bool fits = true;
-    for (int64_t i = 0; i < width; ++i) {
-      CountedMoments sum = {};
-      for (int64_t c = 0; c < chunks; ++c) {
-        const int64_t count = std::min(rows, this->all_rows_ - c * rows);
-        Merge(parts[c * tile_ + i], static_cast<double>(count), &sum);
-      }
-      const Normal<double> normal = From(sum.moments);
-      const Normal<Compute> less = Narrowed<Compute>(normal);
-      wide[i] = normal.mean;
-      wide[tile_ + i] = normal.factor;
-      wide[2 * tile_ + i] = normal.offset;
-      narrow[i] = less.mean;
-      narrow[tile_ + i] = less.factor;
-      narrow[2 * tile_ + i] = less.offset;
-      fits &= Fits(normal);
+    const MomentColumns sum = Columns(scratch, 0);
+    for (int64_t c = 1; c < this->statistics_chunks; ++c) {
+      const int64_t done = c * this->statistics_rows_;
+      MergeColumns(Columns(scratch, c),
+                   static_cast<double>(std::min(this->statistics_rows_, this->all_rows_ - done)),
+                   static_cast<double>(done), width, sum);
     }
-    *reinterpret_cast<bool*>(scratch + flag_) = fits || Base::kDouble;
+    double* factor = reinterpret_cast<double*>(scratch + wide_);
+    Compute* narrow = reinterpret_cast<Compute*>(scratch + narrow_);
+    *reinterpret_cast<bool*>(scratch + flag_) =
+        kernels_.parameters.columns(sum, this->count_, this->epsilon_, width, factor,
+                                    factor + tile_, narrow, narrow + tile_, narrow + 2 * tile_);
   }
 
-  void ApplyColumns(int64_t item, int64_t chunk, const std::byte* scratch) const {
+  void ApplyColumns(int64_t item, int64_t chunk, std::byte* scratch) const {
     const int64_t start = Base::TileOffset(item), width = Base::TileWidth(item);
-    const bool fits = *reinterpret_cast<const bool*>(scratch + flag_);
-    const double* wide = reinterpret_cast<const double*>(scratch + wide_);
-    const Compute* narrow = reinterpret_cast<const Compute*>(scratch + narrow_);
-    const auto apply = [&](const auto& kernels, const auto* mean) {
-      Base::ForRows(chunk, [&](int64_t offset, int64_t rows, int64_t weight) {
-        kernels.normalized_columns[activation_](x_ + start + offset, y_ + start + offset, rows,
-                                                layout_.row_stride, width, mean, mean + tile_,
-                                                mean + 2 * tile_, scale_ + weight, bias_ + weight);
+    const auto apply = [&](const auto& kernels, const auto* mean, const auto* factor,
+                           const auto* offset) {
+      Base::ForRows(chunk, this->apply_rows_, [&](int64_t at, int64_t rows, int64_t weight) {
+        kernels.normalized_columns[activation_](x_ + start + at, y_ + start + at, rows,
+                                                layout_.row_stride, width, mean, factor, offset,
+                                                scale_ + weight, bias_ + weight);
       });
     };
-    if (fits) {
-      apply(kernels_.apply, narrow);
+    if (*reinterpret_cast<const bool*>(scratch + flag_)) {
+      const Compute* narrow = reinterpret_cast<const Compute*>(scratch + narrow_);
+      apply(kernels_.apply, narrow, narrow + tile_, narrow + 2 * tile_);
     } else {
-      apply(simd::GetWide<T>(), wide);
+      const double* factor = reinterpret_cast<const double*>(scratch + wide_);
+      apply(simd::GetWide<T>(), static_cast<const double*>(Columns(scratch, 0).mean), factor,
+            factor + tile_);
     }
   }
 
@@ -187,6 +183,7 @@ class LayerPlan final : public AxesPlan<T> {
     const int64_t last = std::min(this->kept_, (item + 1) * this->item_rows_);
     for (int64_t row = item * this->item_rows_; row < last; ++row) {
       const int64_t start = layout_.kept.Offset(row);
+      Base::MakeRow(start);
       CountedMoments sum = {};
       for (int64_t run = 0; run < runs_; ++run) {
         const T* x = x_ + start + layout_.reduced.Offset(run);
@@ -231,9 +228,9 @@ class LayerNorm final : public Kernel {
 
   void Compute(const Run& run) const override {
     const AxesLayout layout(run.shapes[0], axes_.Of(run.shapes));
-    Execute(LayerPlan<T>(layout, epsilon_, run.Input<T>(1), run.Input<T>(2), run.Input<T>(0),
+    Execute(LayerPlan<T>(layout, epsilon_, run.Input<T>(1), run.Input<T>(2), Stage<T>(run, level_),
                          run.Output<T>(), activation_, level_),
-            run.parallel);
+            run.parallel, run.scratch);
   }
 
  private:
@@ -243,11 +240,11 @@ class LayerNorm final : public Kernel {
   Activation activation_;
 };
 
-const RegisterOp kRegister({"LayerNorm",
-                            {"X", "scale", "bias"},
-                            {"Y"},
-                            {"axes", "epsilon", "activation"},
-                            CreateFor<LayerNorm>});
+const RegisterWithSkip kRegister({"LayerNorm",
+                                  {"X", "scale", "bias"},
+                                  {"Y"},
+                                  {"axes", "epsilon", "activation"},
+                                  CreateFor<LayerNorm>});
 
 }  // namespace
 }  // namespace onnxnorm

@@ -34,54 +34,61 @@ double Slack(const double* weights) {
 /// An item is a sample.
 template <typename T>
 class SwitchablePlan final : public ChannelPlan<T> {
+  using Base = ChannelPlan<T>;
+
  public:
   SwitchablePlan(const ChannelLayout& layout, bool rank2, double epsilon,
-                 const SwitchableInputs& inputs, const T* x, T* y, Activation activation,
+                 const SwitchableInputs& inputs, const Stage<T>& stage, T* y, Activation activation,
                  const simd::Level& level)
-      : ChannelPlan<T>(layout, x, y, activation, epsilon < kTinyEpsilon, level),
-        channels_(layout.channels),
-        positions_(static_cast<double>(layout.positions)),
+      : Base(layout, stage, y, {EndingOf(activation)}, epsilon < kTinyEpsilon, level),
         rank2_(rank2),
         epsilon_(epsilon),
         in_(inputs) {}
 
+ protected:
   void Parameters(int64_t, const Moments* moments,
                   const ChannelParameters& out) const noexcept override {
-    const double channels = static_cast<double>(channels_);
+    const int64_t n = this->layout_.channels;
+    const double channels = static_cast<double>(n);
+    const double positions = static_cast<double>(this->layout_.positions);
     // One position: 0 / 0, which is NaN, as in PyTorch.
-    const double unbias = rank2_ ? 0 : 1 / (positions_ - 1);
-    const auto instance_var = [&](int64_t c) {
-      if (rank2_) return 0.0;
-      return positions_ > 1 ? moments[c].m2 * unbias : moments[c].m2 / (positions_ - 1);
-    };
+    const double unbias = rank2_ ? 0 : 1 / (positions - 1);
     double var_sum = 0;
-    for (int64_t c = 0; c < channels_; ++c) var_sum += instance_var(c);
+    for (int64_t c = 0; c < n; ++c) {
+      const double m2 = moments[c].m2;
+      const double var = positions > 1 ? m2 * unbias : rank2_ ? 0 : m2 / (positions - 1);
+      out.scale[c] = var;
+      var_sum += var;
+    }
     // All means are taken relative to the layer's, so that a mean far larger than the spread
     // cancels nowhere.
-    const Moments layer = MergeEqual(moments, channels_, positions_);
-    const auto from_layer = [&](int64_t c) {
-      return (moments[c].mean - layer.mean) + (moments[c].rest - layer.rest);
-    };
+    const Moments layer = MergeEqual(moments, n, positions);
     double between = 0;
-    for (int64_t c = 0; c < channels_; ++c) between += from_layer(c) * from_layer(c);
+    for (int64_t c = 0; c < n; ++c) {
+      const double from_layer = (moments[c].mean - layer.mean) + (moments[c].rest - layer.rest);
+      out.mean[c] = from_layer;
+      between += from_layer * from_layer;
+    }
     const double layer_var = rank2_ ? between / (channels - 1) : (var_sum + between) / channels;
     const double* mw = in_.mean_weight;
     const double* vw = in_.var_weight;
+    const double layer_part = vw[1] * layer_var;
     const double slack_mean = Slack(mw) * layer.mean;
-    for (int64_t c = 0; c < channels_; ++c) {
+    for (int64_t c = 0; c < n; ++c) {
+      out.scale[c] = vw[0] * out.scale[c] + layer_part + vw[2] * in_.running_var[c];
+    }
+    this->kernels_.parameters.inverse_sqrt(out.scale, epsilon_, n, out.scale);
+    for (int64_t c = 0; c < n; ++c) {
       const double batch = (in_.running_mean[c] - layer.mean) - layer.rest;
-      const double offset = mw[0] * from_layer(c) + mw[2] * batch + slack_mean + layer.rest;
-      const double var = vw[0] * instance_var(c) + vw[1] * layer_var + vw[2] * in_.running_var[c];
+      const double offset = mw[0] * out.mean[c] + mw[2] * batch + slack_mean + layer.rest;
       double rest;
       out.mean[c] = TwoSum(layer.mean, offset, &rest);
-      out.scale[c] = in_.scale[c] / std::sqrt(var + epsilon_);
+      out.scale[c] *= in_.scale[c];
       out.bias[c] = in_.bias[c] - rest * out.scale[c];
     }
   }
 
  private:
-  int64_t channels_;
-  double positions_;
   bool rank2_;
   double epsilon_;
   SwitchableInputs in_;
@@ -109,11 +116,9 @@ class SwitchableNorm final : public Kernel {
   void Compute(const Run& run) const override {
     const ChannelShape shape(run.shapes[0], channels_last_);
     const bool rank2 = run.shapes[0].rank() == 2;
-    const ChannelLayout layout = {shape.samples, shape.channels, shape.positions,
-                                  channels_last_ && shape.positions > 1, false};
     const int64_t c = shape.channels;
     const int64_t lengths[] = {c, c, 3, 3, c, c};
-    Scratch scratch((4 * static_cast<size_t>(c) + 6) * sizeof(double));
+    Scratch scratch((4 * static_cast<size_t>(c) + 6) * sizeof(double), run.parameters);
     double* next = reinterpret_cast<double*>(scratch.data());
     const double* values[6];
     for (size_t i = 0; i < 6; ++i) {
@@ -123,9 +128,9 @@ class SwitchableNorm final : public Kernel {
     }
     const SwitchableInputs inputs = {values[0], values[1], values[2],
                                      values[3], values[4], values[5]};
-    Execute(SwitchablePlan<T>(layout, rank2, epsilon_, inputs, run.Input<T>(0), run.Output<T>(),
-                              activation_, level_),
-            run.parallel);
+    Execute(SwitchablePlan<T>(ChannelLayout::Samples(shape, channels_last_), rank2, epsilon_,
+                              inputs, Stage<T>(run, level_), run.Output<T>(), activation_, level_),
+            run.parallel, run.scratch);
   }
 
  private:
@@ -135,12 +140,12 @@ class SwitchableNorm final : public Kernel {
   bool channels_last_;
 };
 
-const RegisterOp kRegister({"SwitchableNorm",
-                            {"X", "scale", "bias", "mean_weight", "var_weight", "running_mean",
-                             "running_var"},
-                            {"Y"},
-                            {"epsilon", "activation", "channels_last"},
-                            CreateFor<SwitchableNorm>});
+const RegisterWithSkip kRegister({"SwitchableNorm",
+                                  {"X", "scale", "bias", "mean_weight", "var_weight",
+                                   "running_mean", "running_var"},
+                                  {"Y"},
+                                  {"epsilon", "activation", "channels_last"},
+                                  CreateFor<SwitchableNorm>});
 
 }  // namespace
 }  // namespace onnxnorm
