@@ -6,6 +6,7 @@ NumPy is the common form; ml_dtypes supplies the missing types. No torch is need
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ml_dtypes
@@ -59,7 +60,8 @@ def from_ort(value: Any) -> Array:
         return np.asarray(value.numpy())
     if value.device_name().lower() != "cpu":
         raise UsageError(f"a {dtype} value on {value.device_name()} cannot be read; bring it to the CPU first")
-    shape, size = tuple(value.shape()), value.tensor_size_in_bytes()
+    shape = tuple(value.shape())
+    size = math.prod(shape) * dtype.itemsize  # OrtValue.tensor_size_in_bytes came with ONNX Runtime 1.23
     data = ctypes.string_at(value.data_ptr(), size) if size else b""
     return np.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 

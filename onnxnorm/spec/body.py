@@ -299,6 +299,9 @@ class BodyBuilder:
     def _activate(self, y: ir.Value, activation: str) -> ir.Value:
         if activation == "relu":
             return self.op("Relu", y)
+        if activation == "silu" and self.compute == ir.DataType.DOUBLE:
+            # ONNX Runtime 1.20 to 1.28 fuses the form below into QuickGelu, for which it has no kernel in float64.
+            return self.op("Div", y, self.op("Add", self.op("Exp", self.op("Neg", y)), self.scalar(1.0)))
         if activation == "silu":
             return self.op("Mul", y, self.op("Sigmoid", y))
         if activation == "gelu":

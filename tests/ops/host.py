@@ -132,9 +132,8 @@ class Host:
             HostDied: it does not end well.
 
         """
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        if self._process.wait() != 0:
+        self._process.communicate()
+        if self._process.returncode != 0:
             self._died()
         self._close_files()
 

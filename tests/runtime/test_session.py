@@ -124,6 +124,7 @@ def test_library_path_refuses_an_unknown_provider() -> None:
 
 
 def test_a_missing_library_is_explained(monkeypatch: pytest.MonkeyPatch, model: onnx.ModelProto) -> None:
+    monkeypatch.delenv("ONNXNORM_LIBRARY", raising=False)
     monkeypatch.setattr(library, "_folders", list)
     with pytest.raises(onnxnorm.RuntimeUnavailable, match="no native library.*C\\+\\+17 compiler"):
         onnxnorm.library_path()
