@@ -7,6 +7,8 @@ channels last (inside a block), and one row per image (before the classifier).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,14 +37,21 @@ class Block(nn.Module):
 
 
 class LayerNormConvNeXt(nn.Module):
-    """A stem, one block at 8x8 and one at 4x4, average over the positions, norm, classifier."""
+    """A stem, one block at 8x8 and one at 4x4, average over the positions, norm, classifier.
 
-    def __init__(self, width: int = 24, classes: int = 10) -> None:
+    Args:
+        width: channels of the stem; the second block has twice as many.
+        classes: how many there are.
+        block: makes a block from its channel count.
+
+    """
+
+    def __init__(self, width: int = 24, classes: int = 10, block: Callable[[int], nn.Module] = Block) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), LayerNorm2d(width, eps=EPSILON))
-        self.block1 = Block(width)
+        self.block1 = block(width)
         self.reduce = nn.Sequential(LayerNorm2d(width, eps=EPSILON), nn.Conv2d(width, 2 * width, 2, stride=2))
-        self.block2 = Block(2 * width)
+        self.block2 = block(2 * width)
         self.norm = nn.LayerNorm(2 * width, eps=EPSILON)
         self.classify = nn.Linear(2 * width, classes)
 

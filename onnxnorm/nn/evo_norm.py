@@ -29,7 +29,8 @@ def evo_norm_s0(
 
     """
     x = input.to(computing_dtype(input))
-    centred = x.unflatten(1, (num_groups, x.shape[1] // num_groups))  # (N, G, C / G, *)
+    groups = (num_groups, x.shape[1] // num_groups)
+    centred: Tensor = x.unflatten(1, groups)  # type: ignore[no-untyped-call]  # (N, G, C / G, *)
     axes = list(range(2, centred.dim()))
     for _ in range(2):  # the second time takes away what rounding of a large mean left
         centred = centred - mean_over(centred, axes)

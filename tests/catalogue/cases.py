@@ -191,6 +191,39 @@ def _switchable_norm() -> list[Case]:
     ]  # fmt: skip
 
 
+def _filter_response_norm() -> list[Case]:
+    row, image = "filter-response-norm", (4, C, 5, 6)
+    return [
+        *_family(row, _three("FilterResponseNorm"), ("Conv", "FilterResponseNorm"), None),
+        Case(row, "without-threshold", alone(lambda: nn.Sequential(own.FilterResponseNorm2d(C, tlu=False), nn.SiLU())),
+             image, "2d", ("FilterResponseNorm",)),
+        Case(row, "timm-threshold", alone(lambda: _timm_norm("FilterResponseNormTlu2d", C)), image, "2d"),
+        Case(row, "timm-activation", alone(lambda: _timm_norm("FilterResponseNormAct2d", C)), image, "2d"),
+        Case(row, "by-hand", lambda: hand.HandFilterResponseNorm(C), image, "2d", types=True),
+    ]  # fmt: skip
+
+
+def _evo_norm() -> list[Case]:
+    row, image = "evo-norm", (4, C, 5, 6)
+    kinds = {place: getattr(own, f"EvoNorm{place}S0") for place in CONV}
+    return [
+        *_family(row, kinds, ("Conv", "EvoNormS0"), None, num_groups=2),
+        Case(row, "timm", alone(lambda: _timm_norm("EvoNorm2dS0", C, groups=3)), image, "2d"),
+        Case(row, "by-hand", lambda: hand.HandEvoNormS0(C, 3), image, "2d", types=True),
+    ]
+
+
+def _global_response_norm() -> list[Case]:
+    row, image = "global-response-norm", (4, 5, 6, C)
+    last = alone(lambda: nn.Sequential(nn.Linear(C, C), nn.GELU(), own.GlobalResponseNorm(C, channels_last=True)))
+    return [
+        *_family(row, dict.fromkeys(CONV, own.GlobalResponseNorm), ("Conv", "GlobalResponseNorm"), None),
+        Case(row, "channels-last", last, image, "2d"),
+        Case(row, "timm", alone(lambda: _timm_norm("GlobalResponseNorm", C)), image, "2d"),
+        Case(row, "by-hand", lambda: hand.HandGlobalResponseNorm(C), image, "2d", types=True),
+    ]
+
+
 def _weight_side() -> list[Case]:
     cases = []
     layers: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
@@ -253,6 +286,13 @@ def _timm(name: str) -> nn.Module:
     return conv
 
 
+def _timm_norm(name: str, channels: int, **options: Any) -> nn.Module:
+    """A norm of timm; ``timm.layers`` does not show all of them."""
+    module = importlib.import_module("timm.layers.grn" if name == "GlobalResponseNorm" else "timm.layers")
+    norm: nn.Module = getattr(module, name)(channels, **options)
+    return norm
+
+
 def _weight_standardization() -> list[Case]:
     row = "weight-standardization"
 
@@ -305,6 +345,8 @@ def _input_normalization() -> list[Case]:
         for p in (1.0, 2.0, 3.0, float("inf"))
     ]
     cases.append(Case("unit-length", "channels", lambda: own.UnitLength(axis=1), (4, 3, 5, 6), "any axis"))
+    scaled = alone(lambda: own.L2Norm2d(3))
+    cases.append(Case("unit-length", "scaled", scaled, (4, 3, 5, 6), "any axis", ("L2Norm",)))
     cases.append(Case("unit-length", "by-hand", lambda: hand.HandUnitLength(2.0), (4, 5), "any axis"))
     for label, kind in (("pca", own.PCADecorrelation), ("pca-whitening", own.PCAWhitening), ("zca", own.ZCAWhitening)):
         before_linear = lambda k=kind: own.prepend(k().fit(_data(50, 3)), nn.Linear(3, C))  # noqa: E731
@@ -341,6 +383,9 @@ def _mean_only() -> list[Case]:
 #: What these rows compute does not depend on the mode: a training graph of one case shows that it is the same.
 STATELESS = frozenset(
     {
+        "evo-norm",
+        "filter-response-norm",
+        "global-response-norm",
         "group-norm",
         "layer-norm",
         "rescaling",
@@ -373,6 +418,9 @@ _ALL: tuple[Case, ...] = (
     *_family(
         "batch-instance-norm", _three("BatchInstanceNorm"), ("Conv", "BatchInstanceNorm"), "BatchInstanceNormTraining"
     ),
+    *_filter_response_norm(),
+    *_evo_norm(),
+    *_global_response_norm(),
     *_family("batch-renorm", _three("BatchRenorm"), ("Conv",), "BatchRenormTraining"),
     *_mean_only(),
     *_family("l1-batch-norm", _three("L1BatchNorm"), ("Conv",), "L1BatchNormTraining"),

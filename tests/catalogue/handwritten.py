@@ -121,6 +121,51 @@ class HandChannelRMSNorm(nn.Module):
         return F.normalize(x, dim=1) * self.g * x.shape[1] ** 0.5
 
 
+class HandFilterResponseNorm(nn.Module):
+    """In the way of the paper's code, with a learned epsilon: its absolute value is added to the least one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        shape = (1, channels, 1, 1)
+        self.gamma, self.beta = nn.Parameter(torch.rand(shape) + 0.5), nn.Parameter(torch.randn(shape))
+        self.tau = nn.Parameter(torch.randn(shape) * 0.5)
+        self.eps = nn.Parameter(torch.full((1,), 1e-4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        nu2 = torch.mean(x**2, dim=[2, 3], keepdim=True)
+        x = x * torch.rsqrt(nu2 + 1e-6 + torch.abs(self.eps))
+        return torch.max(self.gamma * x + self.beta, self.tau)
+
+
+class HandEvoNormS0(nn.Module):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        shape, self.groups = (1, channels, 1, 1), groups
+        self.gamma, self.beta = nn.Parameter(torch.rand(shape) + 0.5), nn.Parameter(torch.randn(shape))
+        self.v = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        grouped = torch.reshape(x, (n, self.groups, c // self.groups, h, w))
+        var = torch.var(grouped, dim=(2, 3, 4), keepdim=True, unbiased=False).expand_as(grouped)
+        deviation = torch.reshape(torch.sqrt(var + 1e-5), (n, c, h, w))
+        return x * torch.sigmoid(self.v * x) / deviation * self.gamma + self.beta
+
+
+class HandGlobalResponseNorm(nn.Module):
+    """ConvNeXt V2's own, channels last."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.randn(1, 1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gx = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        nx = gx / (gx.mean(dim=-1, keepdim=True) + 1e-6)
+        return self.gamma * (x * nx) + self.beta + x
+
+
 class AuthorsStyleSwitchableNorm(nn.Module):
     """Written the way of the paper's published code: views, ``.data``, in-place buffers of shape (1, C, 1)."""
 

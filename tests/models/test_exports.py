@@ -23,6 +23,9 @@ from models.without_onnxnorm import run_training_graph
 MODELS = list(all_models().values())
 #: Models whose training forwards change nothing: their norms have no state.
 STATELESS = {
+    "evo_norm_cnn",
+    "filter_response_norm_cnn",
+    "global_response_norm_convnext",
     "group_norm_cnn",
     "input_standardization_cnn",
     "input_whitening_mlp",
