@@ -14,6 +14,7 @@ import shlex
 import struct
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,8 @@ class Host:
     """The process; it is started by the first request and answers one at a time."""
 
     def __init__(self, command: Sequence[str]) -> None:
+        #: Held from a request to the end of its answer.
+        self.lock = threading.RLock()
         #: Nodes that nobody needs any more, to be destroyed with the next request.
         self.unused: list[int] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  it lives as long as the process
@@ -196,8 +199,9 @@ def op_table() -> dict[str, Any]:
     """The op table of the library in the host."""
     request = Request(_TABLE)
     request.put_text(_level())
-    host().ask(request)
-    table: dict[str, Any] = json.loads(host().get_text())
+    with host().lock:
+        host().ask(request)
+        table: dict[str, Any] = json.loads(host().get_text())
     return table
 
 
@@ -250,10 +254,11 @@ class Node:
             request.put_attribute(attribute)
         request.put_ints([bool(name) for name in proto.output])
         self._host = host()
-        self._host.ask(request)
-        self._id = self._host.get_int()
-        count = self._host.get_int()
-        self.outputs = [Declared.read(name, self._host) for name, _ in zip(proto.output, range(count), strict=True)]
+        with self._host.lock:
+            self._host.ask(request)
+            self._id = self._host.get_int()
+            count = self._host.get_int()
+            self.outputs = [Declared.read(name, self._host) for name, _ in zip(proto.output, range(count), strict=True)]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray | None]:
         request = Request(_RUN)
@@ -263,8 +268,9 @@ class Node:
             request.put_int(helper.np_dtype_to_tensor_dtype(value.dtype))
             request.put_ints(value.shape)
             request.put_text(value.tobytes())
-        self._host.ask(request)
-        return [self._output() if self._host.get_int() else None for _ in range(self._host.get_int())]
+        with self._host.lock:
+            self._host.ask(request)
+            return [self._output() if self._host.get_int() else None for _ in range(self._host.get_int())]
 
     def _output(self) -> np.ndarray:
         dtype = NUMPY[self._host.get_int()]
@@ -282,7 +288,8 @@ class Session:
     def __init__(self, content: bytes, threads: int) -> None:
         request = Request(_REGISTER)
         request.put_text(_level())
-        host().ask(request)
+        with host().lock:
+            host().ask(request)
         self._graph = onnx.ModelProto.FromString(content).graph
         self._opset = onnx.ModelProto.FromString(content).opset_import
         self._inputs = [Declared.of(info) for info in self._graph.input]
@@ -308,14 +315,17 @@ class Session:
     def get_outputs(self) -> list[Declared]:
         return list(self._outputs.values())
 
-    def run_with_ort_values(self, names: Sequence[str] | None, feeds: Mapping[str, ort.OrtValue]) -> list[Value]:
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         values = {item.name: onnx.numpy_helper.to_array(item) for item in self._graph.initializer}
-        values |= {name: _array(value) for name, value in feeds.items()}
+        values |= feeds
         for proto, node in zip(self._graph.node, self._nodes, strict=True):
             inputs = [values[name] for name in proto.input]
             outputs = node.run(inputs) if node is not None else self._evaluate(proto, inputs)
             values |= {name: out for name, out in zip(proto.output, outputs, strict=True) if out is not None}
-        return [Value(values[name]) for name in names or self._outputs]
+        return [values[name] for name in names or self._outputs]
+
+    def run_with_ort_values(self, names: Sequence[str] | None, feeds: Mapping[str, ort.OrtValue]) -> list[Value]:
+        return [Value(array) for array in self.run(names, {name: _array(value) for name, value in feeds.items()})]
 
     def _evaluate(self, proto: onnx.NodeProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         infos = [

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
@@ -61,10 +60,7 @@ def skip_model(op: str, dtype: str, shape: tuple[int, ...], around: bool) -> byt
 @pytest.mark.parametrize("op", list(OPS))
 def test_sum_and_result(op: str, shape: tuple[int, ...], dtype: str, around: bool, level: str, library: Path) -> None:
     values = inputs_of(op, shape, dtype)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.register_custom_ops_library(str(library))
-    current = ort.InferenceSession(skip_model(op, dtype, shape, around), options, providers=["CPUExecutionProvider"])
+    current = session(library, skip_model(op, dtype, shape, around))
     feeds = {item.name: value for item, value in zip(SPECS[op].inputs, values, strict=True)}
     output, total = current.run(["Y", "sum"], feeds)
     sign = -1 if around else 1
