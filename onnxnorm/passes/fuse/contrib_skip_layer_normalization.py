@@ -3,9 +3,9 @@
     sum = input + skip + bias;   output = gamma * (sum - mean) / sqrt(variance + epsilon) + beta   over the last axis
 
 skip may lack the batch: (1, S, C) or (S, C). beta and bias may be missing. The norm is ai.onnx LayerNormalization,
-which fuse/layer-normalization and fuse/skip turn into onnxnorm's op where that is better. Left as it is where ONNX
-Runtime's CPU provider runs it: in float32 and float16, with an input of 2 or 3 axes and without the statistics as
-outputs, which ONNX Runtime 1.20 does not give.
+which fuse/layer-normalization and fuse/skip turn into onnxnorm's op where that is better. The CPU provider has kernels
+of the operator in float32 and float16, which are slower than onnxnorm's and less exact (the table in choice.py), and in
+ONNX Runtime 1.20 give no statistics.
 
 Refused:
     1. As every rule for ONNX Runtime's own operators: in a model-local function, before opset 15.
@@ -24,17 +24,12 @@ from onnxnorm.passes.contrib import (
     Emitter,
     element_type,
     is_contrib,
-    is_used,
     optional_input,
     output,
 )
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.graph import attribute, node_name, rank_of
-from onnxnorm.passes.lower.contrib_kernels import runs_on_cpu
+from onnxnorm.passes.graph import attribute, node_name
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
-
-#: What the kernels take, whatever the provider.
-_RANKS = (2, 3, None)
 
 
 class FuseContribSkipLayerNormalization(ContribRule):
@@ -45,10 +40,8 @@ class FuseContribSkipLayerNormalization(ContribRule):
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
-        """One that ONNX Runtime's CPU provider does not run, or any for the target "standard"."""
+        """Any SkipLayerNormalization of com.microsoft."""
         if not self.applies() or not is_contrib(node, "SkipLayerNormalization") or None in (*node.inputs[:3],):
-            return None
-        if self.target != "standard" and runs_as_it_is(node):
             return None
         return Match({"norm": node}) if 3 <= len(node.inputs) <= 5 else None
 
@@ -81,17 +74,6 @@ class FuseContribSkipLayerNormalization(ContribRule):
             if value is not None:
                 value.dtype = ir.DataType.FLOAT
         return emit.replacement(norm, [y, *found, total], node_name(norm))
-
-
-def runs_as_it_is(norm: ir.Node) -> bool:
-    """Whether ONNX Runtime's CPU provider runs Skip(Simplified)LayerNormalization of that type and form."""
-    x = norm.inputs[0]
-    assert x is not None
-    return (
-        runs_on_cpu(norm.op_type, x.dtype)
-        and rank_of(x) in _RANKS
-        and not any(is_used(value) for value in norm.outputs[1:3])
-    )
 
 
 def summed(norm: ir.Node, bias: ir.Value | None, emit: Emitter) -> ir.Value:

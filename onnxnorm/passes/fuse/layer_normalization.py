@@ -1,5 +1,6 @@
 """fuse/layer-normalization: ai.onnx LayerNormalization becomes onnxnorm LayerNorm over axes axis .. last, in element
-types for which ONNX Runtime has no kernel of it (bfloat16 on CPU); in the others its kernel is as good.
+types for which ONNX Runtime has no kernel of it (bfloat16 on CPU); in the others its kernel is as good, but for those
+behind a residual addition, which fuse/skip takes in: the table in choice.py.
 
 Refused:
     1. The rank of X is not known, or scale or bias has not exactly the sizes of the normalized axes (ONNX lets them
@@ -20,7 +21,7 @@ import onnx_ir as ir
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.fuse.group_normalization import FLOAT_TYPES, check_standard_norm
 from onnxnorm.passes.graph import attribute, is_op, node_name, rank_of
-from onnxnorm.passes.lower.choice import ChoosingRule, has_standard_kernel
+from onnxnorm.passes.lower.choice import ChoosingRule, has_standard_kernel, prefers_skip_form
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
 
@@ -33,13 +34,19 @@ class FuseLayerNormalization(ChoosingRule):
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
-        """A LayerNormalization of the standard domain in a type that ONNX Runtime has no kernel for."""
+        """A LayerNormalization of the standard domain for which ONNX Runtime has no kernel, or no good one."""
         if not is_op(node, "LayerNormalization") or node.inputs[0] is None or node.inputs[1] is None:
             return None
         dtype = node.inputs[0].dtype
-        if dtype not in FLOAT_TYPES or has_standard_kernel("LayerNorm", dtype, self.provider):
+        if dtype not in FLOAT_TYPES:
             return None
-        return Match({"norm": node})
+        good = has_standard_kernel("LayerNorm", dtype, self.provider)
+        return None if good and not self._is_fused_badly(node, dtype) else Match({"norm": node})
+
+    def _is_fused_badly(self, node: ir.Node, dtype: ir.DataType) -> bool:
+        """Whether ONNX Runtime would fuse it with a residual addition into an operator that is worse than ours."""
+        alone = all(not value.uses() and not value.is_graph_output() for value in node.outputs[1:])
+        return alone and dtype != ir.DataType.DOUBLE and prefers_skip_form("LayerNorm", node.inputs[0], self.provider)
 
     def check(self, match: Match, context: Context) -> None:
         """Reasons 1 to 5 of the module."""

@@ -10,7 +10,7 @@ Refused:
        no residual). Their element types differ or are not known.
     2. The addition stands in an outer graph.
     3. A parameter of the norm is computed, so that it may need the sum.
-    4. The norm is better off as its standard operator, into which ONNX Runtime fuses the addition itself: the table in
+    4. The norm is better off as its standard operator, into which the provider fuses the addition itself: the table in
        choice.py.
     5. ONNX Runtime adds the residual in the convolution that an operand comes from, which only the addition reads: the
        table in choice.py.
@@ -24,8 +24,8 @@ import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.graph import constant_tensor, is_op, node_name, sole_consumer
-from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, convolution_adds
+from onnxnorm.passes.graph import is_op, node_name, sole_consumer
+from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, convolution_adds, residual_addition
 from onnxnorm.passes.lower.layer_norm_to_standard import LowerLayerNormToStandard
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
@@ -45,10 +45,8 @@ class FuseSkip(ChoosingRule):
         """A norm whose input is the sum of two tensors that are both computed."""
         if node.domain != DOMAIN or node.op_type not in NORMS or node.inputs[0] is None:
             return None
-        add = node.inputs[0].producer()
-        if add is None or not is_op(add, "Add") or any(constant_tensor(value) is not None for value in add.inputs):
-            return None
-        return Match({"add": add, "norm": node})
+        add = residual_addition(node.inputs[0])
+        return Match({"add": add, "norm": node}) if add is not None else None
 
     def check(self, match: Match, context: Context) -> None:
         """Reasons 1 to 5 of the module."""
@@ -65,7 +63,7 @@ class FuseSkip(ChoosingRule):
         """Reasons 4 and 5: where ONNX Runtime does better with the addition by itself."""
         add, norm = match["add"], match["norm"]
         standard = STANDARD.get(norm.op_type)
-        if standard is not None and standard.takes_sum and self._becomes_standard(norm, context):
+        if standard is not None and self.provider in standard.takes_sum and self._becomes_standard(norm, context):
             raise Refusal(f"ONNX Runtime fuses the addition into {standard.operator} itself", provider=self.provider)
         x = norm.inputs[0]
         if x is None or x.dtype is None or not convolution_adds(x, self.provider):

@@ -11,6 +11,8 @@ Refused (for the target "standard" the general rule lower/body-to-standard then 
        exact one: the table in choice.py.
     4. A normalized axis has size 0, which ONNX Runtime does not take.
     5. It stands in a model-local function, whose element types differ from call to call.
+
+For the target "onnxnorm" it also stays behind a residual addition, where the operator is not the best one: choice.py.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import is_op, tensor_of
-from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, prefers_standard
+from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, prefers_skip_form, prefers_standard
 from onnxnorm.passes.lower.standard import attributes_of, builder_for, first_axis, known_type, replacement
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
@@ -79,9 +81,12 @@ class LowerLayerNormToStandard(ChoosingRule):
         return replacement(norm, builder, [y], context, "LayerNormalization")
 
     def _is_better(self, match: Match, context: Context) -> bool:
+        norm = match["norm"]
+        if prefers_skip_form("LayerNorm", norm.inputs[0], self.provider):
+            return False
         try:
             self.check(match, context)
-            return bool(attributes_of(match["norm"])["activation"] == "none")
+            return bool(attributes_of(norm)["activation"] == "none")
         except Refusal:
             return False
 
