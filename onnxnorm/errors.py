@@ -16,7 +16,12 @@ class ModelError(OnnxnormError):
 
 
 #: Packages of optional extras: import name -> what to install.
-EXTRAS = {"torch": "onnxnorm[torch]", "onnxruntime": "onnxnorm[cpu]"}
+EXTRAS = {
+    "torch": "onnxnorm[torch]",
+    "onnxruntime": "onnxnorm[cpu]",
+    "matplotlib": "onnxnorm[bench]",
+    "jinja2": "onnxnorm[bench]",
+}
 
 
 class RuntimeUnavailable(OnnxnormError):

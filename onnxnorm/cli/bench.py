@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxnorm.cli._common import parse_pairs, print_json
 from onnxnorm.errors import UsageError
@@ -49,13 +51,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--compile-seconds", type=float, default=60.0, help="what torch.compile may take for a case; 60")
     where = parser.add_argument_group("where the result goes")
     where.add_argument("--save", metavar="FILE.json", help="write the result as JSON to this file")
+    where.add_argument("--plot", metavar="FILE", help="draw it as PNG or SVG, by the file's name")
+    where.add_argument("--html", metavar="FILE.html", help="write a report with charts: one file, for any browser")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures models where there are any, else ops."""
+    _check_outputs(arguments)
     report = _models(arguments) if arguments.model else _ops(arguments)
-    _write(report.to_json(), arguments)
+    _write(report, arguments)
     return 0 if report.passed else 1
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """What cannot be written must be told before anything is measured."""
+    for name in ("save", "plot", "html"):
+        path = getattr(arguments, name)
+        if path and not Path(path).parent.is_dir():
+            raise UsageError(f"--{name} {path}: {Path(path).parent} is no folder; make it first")
+    if arguments.plot:
+        from onnxnorm.bench.chart import check_plot_path
+
+        check_plot_path(arguments.plot)
+    if arguments.html:
+        from onnxnorm.bench.report import check_report_path
+
+        check_report_path(arguments.html)
 
 
 def _ops(arguments: argparse.Namespace) -> OpsReport:
@@ -121,14 +142,23 @@ def _size(name: str, text: str) -> int:
     return int(text)
 
 
-def _write(result: dict[str, Any], arguments: argparse.Namespace) -> None:
+def _write(report: OpsReport | ModelsReport, arguments: argparse.Namespace) -> None:
+    result = report.to_json()
     if arguments.json:
         print_json(result)
     if arguments.save:
-        path = Path(arguments.save)
-        if not path.parent.is_dir():
-            raise UsageError(f"{path.parent} is no folder; make it before writing {path.name}")
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        Path(arguments.save).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if arguments.plot:
+        from onnxnorm.bench.chart import save_plot
+
+        save_plot(report, arguments.plot)
+    if arguments.html:
+        from onnxnorm.bench.report import save_report
+
+        save_report(report, arguments.html, shlex.join(["onnxnorm", *sys.argv[1:]]))
+    for path in (arguments.save, arguments.plot, arguments.html):
+        if path and not arguments.json:
+            print(f"written to {path}")
 
 
 def _protocol(arguments: argparse.Namespace) -> Protocol:
