@@ -158,7 +158,7 @@ def _openvino(bench: Workbench) -> Ready:
     try:
         import openvino
     except ImportError:
-        raise Unavailable("openvino is not installed: pip install openvino") from None
+        raise Unavailable("needs openvino: pip install 'onnxnorm[openvino]'") from None
     from onnxnorm.model_file import serialized
 
     if bench.case.dtype not in ("float32", "float16"):

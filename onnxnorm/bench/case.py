@@ -121,14 +121,10 @@ def inference_specs() -> Mapping[str, NormSpec]:
 
 def check_case(case: Case) -> None:
     """UsageError that names what is wrong with a case and what would be right."""
-    specs = inference_specs()
-    if case.op not in specs:
-        what = "is an op of training graphs" if case.op in all_specs() else "is no op of onnxnorm"
-        raise UsageError(f"{case.op} {what}; bench measures {', '.join(specs)}")
+    _check_op(case.op)
     if case.dtype not in FLOAT_DTYPES:
         raise UsageError(f"dtype is {case.dtype!r}; it must be one of {', '.join(FLOAT_DTYPES)}")
-    if case.activation not in ACTIVATIONS:
-        raise UsageError(f"activation is {case.activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+    _check_activation(case.activation)
     if not case.shape or min(case.shape) < 1:
         raise UsageError(f"shape {'x'.join(map(str, case.shape))} has no elements to measure; all sizes must be over 0")
     names = {item.name for item in case.spec.attributes}
@@ -145,6 +141,18 @@ def check_case(case: Case) -> None:
         case.spec.validate(_shapes(case), case.attributes)
     except NormValueError as error:
         raise UsageError(f"{case.label}: {error}") from None
+
+
+def _check_op(op: str) -> None:
+    specs = inference_specs()
+    if op not in specs:
+        what = "is an op of training graphs" if op in all_specs() else "is no op of onnxnorm"
+        raise UsageError(f"{op} {what}; bench measures {', '.join(specs)}")
+
+
+def _check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise UsageError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
 
 
 def make_data(case: Case, seed: int = 0) -> Data:
@@ -188,14 +196,18 @@ def default_cases(
     """
     known = {name.lower(): name for name in all_specs()}
     names = [known.get(name.lower(), name) for name in ops] or list(inference_specs())
+    for item in activations:
+        _check_activation(item)
     cases = []
     for name in names:
-        check_case(Case(name, (1,))) if name not in inference_specs() else None
+        _check_op(name)
         for base in _placed(name, shapes, groups, axes, channels_last):
             if quick and not shapes and base.shape not in QUICK_SHAPES:
                 continue
             for dtype in dtypes or ("float32",):
-                cases += [replace(base, dtype=dtype, activation=item) for item in _activations(name, activations)]
+                cases += [
+                    replace(base, dtype=dtype, activation=item) for item in _activations(name, activations, bool(ops))
+                ]
     for case in cases:
         check_case(case)
     return cases
@@ -220,10 +232,11 @@ def _placed(
         yield Case(op, shape, groups=number, axes=axes, channels_last=channels_last)
 
 
-def _activations(op: str, wanted: Sequence[str]) -> Sequence[str]:
+def _activations(op: str, wanted: Sequence[str], named: bool) -> Sequence[str]:
+    """The activations to measure an op with; an op without any is measured once, unless the user wants one of it."""
     if "activation" in {item.name for item in inference_specs()[op].attributes}:
         return wanted or DEFAULT_ACTIVATIONS
-    return [name for name in wanted if name not in ACTIVATIONS] or ("none",)  # an unknown one is told later
+    return wanted if named and wanted else ("none",)
 
 
 # --- inputs and attributes ------------------------------------------------------------------------------------------

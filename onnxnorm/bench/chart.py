@@ -19,6 +19,7 @@ from onnxnorm.bench.candidates import COPY, OURS
 from onnxnorm.bench.models import FILE, ModelsReport
 from onnxnorm.bench.ops import CaseResult, OpsReport
 from onnxnorm.bench.table import milliseconds
+from onnxnorm.bench.table import ratio as times_text
 from onnxnorm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ _COLOURS = {
 SUFFIXES = (".png", ".svg")
 #: Operator types with a colour of their own.
 _NAMED_OPS = len(_STACK) - 1
+#: A bar may be so many times as long as that of the fastest candidate.
+_LONGEST = 25
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,16 @@ def _ops_figure(cases: Sequence[CaseResult], *, titles: bool = True) -> Figure:
     rows = math.ceil(len(cases) / columns)
     tallest = max(len(_case_bars(case)) for case in cases)
     figure = _new_figure(6.4 * columns, (0.27 * tallest + (0.75 if titles else 0.4)) * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, case in zip(panels, cases, strict=False):
-        _draw_bars(panel, _case_bars(case))
+        fastest = case.fastest
+        _draw_bars(panel, _case_bars(case), fastest.timing.median if fastest and fastest.timing else 0.0)
         if titles:
             panel.set_title(case.case.label, loc="left", fontweight="bold", fontsize=9)
         copy = case.row(COPY)
         if copy is not None and copy.timing is not None:
             panel.axvline(copy.timing.median, color=THEME["ink"], linewidth=1, linestyle=(0, (3, 2)))
-    for panel in list(panels)[len(cases) :]:
+    for panel in panels[len(cases) :]:
         panel.set_axis_off()
     return figure
 
@@ -153,25 +157,33 @@ def _case_bars(result: CaseResult) -> list[_Bar]:
         if row.timing is None:
             continue
         times = result.ratio(row, COPY)
-        of_copy = f"  {times:.2f}x copy" if times is not None and row.key != COPY else ""
+        of_copy = f"  {times_text(times)} copy" if times is not None and row.key != COPY else ""
         colour = "bad" if row.status == "wrong" else _COLOURS.get(row.key, "runtime")
         text = f"{milliseconds(row.timing.median)} ms{of_copy}{'  wrong' if row.status == 'wrong' else ''}"
         bars.append(_Bar(row.label, row.timing.median, row.timing.p20, row.timing.p80, THEME[colour], text))
     return bars
 
 
-def _draw_bars(panel: Axes, bars: Sequence[_Bar]) -> None:
-    """Horizontal bars from 0, the first on top, p20 to p80 as a whisker, the figure behind each bar."""
+def _draw_bars(panel: Axes, bars: Sequence[_Bar], shortest: float = 0.0) -> None:
+    """Horizontal bars from 0, the first on top, p20 to p80 as a whisker, the figure behind each bar.
+
+    Bars over ``_LONGEST`` times ``shortest`` are cut there, marked by an arrow: they would make the others too small to
+    tell apart.
+    """
     places = range(len(bars))
-    panel.barh(places, [bar.value for bar in bars], color=[bar.colour for bar in bars], height=0.62)
-    longest = max(bar.value for bar in bars)
+    end = max(bar.value for bar in bars)
+    end = min(end, _LONGEST * shortest) if shortest else end
+    panel.barh(places, [min(bar.value, end) for bar in bars], color=[bar.colour for bar in bars], height=0.62)
     for place, bar in zip(places, bars, strict=True):
-        high = min(bar.high, 1.15 * longest)  # a disturbed whisker must not make all bars small
+        if bar.value > end:
+            panel.text(1.012 * end, place, f"\N{RIGHTWARDS ARROW}  {bar.text}", va="center", fontsize=8)
+            continue
+        high = min(bar.high, 1.15 * end)  # a disturbed whisker must not make all bars small
         panel.plot([bar.low, high], [place, place], color=THEME["ink"], linewidth=1.2, alpha=0.7)
-        panel.text(max(bar.value, high) + 0.012 * longest, place, bar.text, va="center", fontsize=8)
+        panel.text(max(bar.value, high) + 0.012 * end, place, bar.text, va="center", fontsize=8)
     panel.set_yticks(list(places), [bar.label for bar in bars])
     panel.invert_yaxis()
-    panel.set_xlim(0, 1.45 * longest)
+    panel.set_xlim(0, 1.45 * end)
     panel.tick_params(length=0)
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)

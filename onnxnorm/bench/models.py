@@ -23,7 +23,7 @@ from onnxnorm.bench.memory import kept_memory
 from onnxnorm.bench.model_inputs import load_inputs, random_inputs
 from onnxnorm.bench.ops import default_threads
 from onnxnorm.bench.profile import Breakdown, read_profile
-from onnxnorm.bench.sessions import bound, new_session
+from onnxnorm.bench.sessions import bound, check_provider, new_session
 from onnxnorm.bench.statistics import Timing
 from onnxnorm.bench.timing import Protocol, measure
 from onnxnorm.errors import ModelError, OnnxnormError, UsageError, error_line, one_line
@@ -152,15 +152,17 @@ def bench_models(
     threads = default_threads() if threads is None else threads
     protocol = protocol or Protocol()
     paths = [os.fspath(file) for file in files]
+    check_provider(provider)
     if not paths:
         raise UsageError("there is no model to measure; give an ONNX file")
     for path in paths:
         if not Path(path).is_file():
-            raise ModelError(f"{path}: no such file")
-    first = _opened(paths[0], threads, provider)
-    arrays = load_inputs(first, os.fspath(inputs)) if inputs is not None else random_inputs(first, dims or {}, paths[0])
+            hint = "; --json prints, --save FILE writes" if path.endswith(".json") else ""
+            raise ModelError(f"{path}: no such file{hint}")
     if inputs is not None and dims:
         raise UsageError("--dim is for random inputs; the sizes of those from a file are what they are")
+    first = _opened(paths[0], threads, provider)
+    arrays = load_inputs(first, os.fspath(inputs)) if inputs is not None else random_inputs(first, dims or {}, paths[0])
     where = machine(threads, provider)
     started(where)
     contestants = [_ready(item, arrays, threads, provider) for item in _contestants(paths, provider)]

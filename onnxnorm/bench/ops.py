@@ -17,6 +17,7 @@ from onnxnorm.bench.candidates import COPY, OURS, candidates
 from onnxnorm.bench.case import Case, Data, check_case, make_data
 from onnxnorm.bench.machine import machine
 from onnxnorm.bench.memory import kept_memory
+from onnxnorm.bench.sessions import check_provider
 from onnxnorm.bench.statistics import Timing
 from onnxnorm.bench.timing import Protocol, measure
 from onnxnorm.errors import OnnxnormError, UsageError, error_line, one_line
@@ -178,9 +179,7 @@ def run_cases(
     """
     for case in cases:
         check_case(case)
-    from onnxnorm.runtime.environment import available_provider
-
-    available_provider(provider)
+    check_provider(provider)
     chosen = _chosen(provider, only, without)
     threads = default_threads() if threads is None else threads
     protocol = protocol or Protocol()

@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 
 from onnxnorm.bench.case import aligned
+from onnxnorm.errors import UsageError
 from onnxnorm.runtime.arrays import Array, to_ort
 from onnxnorm.runtime.environment import available_provider, onnxruntime_module
+
+PROVIDERS = ("cpu", "cuda")
+
+
+def check_provider(provider: str) -> None:
+    """UsageError unless it is one that can be measured here."""
+    if provider not in PROVIDERS:
+        raise UsageError(f"provider is {provider!r}; it must be one of {', '.join(map(repr, PROVIDERS))}")
+    available_provider(provider)
 
 
 def new_session(model: Any, threads: int, provider: str = "cpu", *, library: bool | None, profile: str = "") -> Any:
