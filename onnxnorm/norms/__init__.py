@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 @functools.cache
 def all_specs() -> Mapping[str, NormSpec]:
-    """Every norm by its op name: the ``SPEC`` of each module here, and its ``SKIP_SPEC``."""
+    """Every norm by its op name: the ``SPEC`` of each module here, its ``SKIP_SPEC``, and the blocked forms of both."""
+    from onnxnorm.spec.blocked import blocked_forms
+
     specs: dict[str, NormSpec] = {}
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        found = (getattr(module, name, None) for name in ("SPEC", "SKIP_SPEC"))
-        specs.update((spec.name, spec) for spec in found if spec is not None)
+        spec, skip = (getattr(module, name, None) for name in ("SPEC", "SKIP_SPEC"))
+        if spec is not None:
+            found = (spec, *(() if skip is None else (skip,)), *blocked_forms(spec, skip))
+            specs.update((item.name, item) for item in found)
     return MappingProxyType(specs)
