@@ -135,6 +135,10 @@ LARGE = {
     "GroupNorm": {"num_groups": 3, "epsilon": 1e-5, "activation": "none", "channels_last": 0},
     "SwitchableNorm": {"epsilon": 1e-5, "activation": "none", "channels_last": 0},
     "BatchInstanceNorm": {"epsilon": 1e-5, "activation": "none", "channels_last": 0},
+    "FilterResponseNorm": {"epsilon": 1e-6, "activation": "none", "channels_last": 0},
+    "EvoNormS0": {"num_groups": 1, "epsilon": 1e-5, "channels_last": 0},
+    "GlobalResponseNorm": {"epsilon": 1e-6, "input_activation": "none", "activation": "none", "channels_last": 0},
+    "L2Norm": {"axes": [-1], "epsilon": 1e-12, "activation": "none"},
     "RMSNorm": {"axes": [-1], "epsilon": 1e-6, "activation": "none"},
     "LayerNorm": {"axes": [-1], "epsilon": 1e-6, "activation": "none"},
 }
@@ -145,13 +149,17 @@ def test_a_body_adds_up_many_values(op: str) -> None:
     """ONNX Runtime's ReduceMean adds a long axis in one chain; 1024 x 1024 positions were off by 90 ulps."""
     spec = next(spec for spec in SPECS if spec.name == op)
     rng = np.random.default_rng(1)
-    if op in ("RMSNorm", "LayerNorm"):
+    if op in ("RMSNorm", "LayerNorm", "L2Norm"):
         inputs = (rng.standard_normal((1, 3 * 2**20)) + 1, np.ones(3 * 2**20), np.zeros(3 * 2**20))
         inputs = inputs[: len(spec.inputs)]
     else:
         inputs = (rng.standard_normal((1, 3, 1024, 1024)), np.ones(3), np.zeros(3))
     if op == "SwitchableNorm":
         inputs = (*inputs, np.full(3, 1 / 3), np.full(3, 1 / 3), np.zeros(3), np.ones(3))
+    if op in ("FilterResponseNorm", "EvoNormS0"):
+        inputs = (*inputs, np.ones(3))
+    if op == "GlobalResponseNorm":
+        inputs = (inputs[0] * np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1), *inputs[1:])
     if op == "BatchInstanceNorm":
         inputs = (*inputs, np.full(3, 0.5), np.zeros(3), np.ones(3))
     sample = Sample("large", inputs, LARGE[op])
