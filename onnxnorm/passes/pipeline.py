@@ -209,12 +209,14 @@ def run_pipeline(
     model: ir.Model, *, target: str, provider: str = "cpu", disable: Iterable[str] = (), verify: bool = False
 ) -> Result:
     """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``."""
-    left_out = frozenset(disable) | _beyond(model)
+    left_out = frozenset(disable) | _beyond(model, target)
     lowers_types = provider == "cpu" and UNSUPPORTED_TYPE not in left_out
     interface = Interface(model)
     contrib = holds_contrib(model) and (target == "standard" or provider == "cpu")
     if contrib:
         raise_opset(model, 17)  # which has LayerNormalization
+    elif uses_onnxnorm(model):
+        raise_opset(model, MIN_OPSET)
     check_form(model)
     clean(model)
     check_nodes(model)
@@ -237,9 +239,11 @@ def run_pipeline(
     return Result(model, tuple(decisions), read_state(model))
 
 
-def _beyond(model: ir.Model) -> set[str]:
-    """Ids of the rules that make ops which the model's opset is too old for."""
-    return set() if can_have_opset(model, MIN_OPSET) else {rule.id for rule in FUSE_RMS_NORM}
+def _beyond(model: ir.Model, target: str) -> set[str]:
+    """Ids of the rules that make ops which the model's opset is too old for; standard operators do not raise it."""
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    enough = opset >= MIN_OPSET if target == "standard" else can_have_opset(model, MIN_OPSET)
+    return set() if enough else {rule.id for rule in FUSE_RMS_NORM}
 
 
 def _instances(stage: Sequence[type[Rule]], target: str, provider: str) -> list[Rule]:

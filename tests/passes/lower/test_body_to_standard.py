@@ -83,5 +83,24 @@ def test_refuses_an_opset_without_bodies(lab: Any) -> None:
     text = (
         '(float[2,6] x) => (float[2,6] y) { y = onnxnorm.RMSNorm <axes=[-1], epsilon=0.1, activation="none"> (x, s) }'
     )
-    with pytest.raises(ModelError, match="onnxnorm ops need a model of opset 15 or newer; this one has 14"):
-        lab.optimize(lab.model(text, 14, 10, ', "onnxnorm" : 1', s=lab.array(6)), target="standard")
+    with pytest.raises(ModelError, match="onnxnorm ops need a model of opset 15 or newer; this one has 12"):
+        lab.optimize(lab.model(text, 12, 10, ', "onnxnorm" : 1', s=lab.array(6)), target="standard")
+
+
+@pytest.mark.parametrize("opset", [13, 14])
+def test_raises_an_opset_that_can_be(lab: Any, opset: int) -> None:
+    text = (
+        '(float[2,6] x) => (float[2,6] y) { y = onnxnorm.RMSNorm <axes=[-1], epsilon=0.1, activation="none"> (x, s) }'
+    )
+    outcome = lab.optimize(lab.model(text, opset, 10, ', "onnxnorm" : 1', s=lab.array(6)), target="standard")
+    assert {node.domain for node in outcome.after.graph.node} == {""}
+    lab.same_in_ort(outcome, {"x": lab.array(2, 6)})
+
+
+def test_does_not_raise_it_for_what_was_written_out(lab: Any) -> None:
+    text = (
+        "(double[2,6] x) => (double[2,6] y) "
+        "{ p = Mul (x, x) m = ReduceMean <axes=[-1]> (p) a = Add (m, e) s = Sqrt (a) y = Div (x, s) }"
+    )
+    outcome = lab.optimize(lab.model(text, 14, 8, e=np.float64(1e-5)), target="standard")
+    assert outcome.ops == ["Mul", "ReduceMean", "Add", "Sqrt", "Div"]
