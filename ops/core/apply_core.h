@@ -105,6 +105,14 @@ template <typename V, typename T, int kEnding>
 void ApplyRows(const T* x, T* y, int64_t rows, int64_t columns, const typename V::Element* mean,
                const typename V::Element* scale, const typename V::Element* bias,
                const typename V::Element* t) {
+  if (columns == V::kWidth) {  // blocks: the parameters stay in registers
+    const V m = Memory<V>::Load(mean), a = Memory<V>::Load(scale), b = Memory<V>::Load(bias);
+    const V c = HasParameter(kEnding) ? Memory<V>::Load(t) : a;
+    for (int64_t i = 0; i < rows * columns; i += V::kWidth) {
+      Memory<V>::Store(y + i, Channel<kEnding>(Memory<V>::Load(x + i), m, a, b, c));
+    }
+    return;
+  }
   for (int64_t r = 0; r < rows; ++r) {
     MapRun<V>(x + r * columns, y + r * columns, columns, [&](V v, int64_t i, int64_t n) {
       const V a = Parameters<V>(scale, i, n);

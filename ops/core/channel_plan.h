@@ -2,14 +2,15 @@
 // relatives.
 //
 // An item is a set of channels of one sample, in one of two layouts:
-//   channels first: (channels, positions), the positions of a channel are contiguous;
-//   channels last: (positions, channels), all channels of the sample.
+//   planes: (channels, positions), the positions of a channel are contiguous;
+//   blocks: (channels / block, positions, block); channels last is one block.
 // The plan gathers the moments of each channel (or of the whole item), asks the norm for one (mean,
 // scale, bias) for each channel, and applies y = ending((x - mean) * scale + bias).
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/channel_shape.h"
 #include "core/moments.h"
@@ -30,7 +31,7 @@ struct ChannelParameters {
 /// What is measured of an item.
 enum class Statistic {
   kChannelMoments,  // the moments of each channel
-  kItemMoments,     // one set of moments; channels first only
+  kItemMoments,     // one set of moments; planes only
   kChannelSquares,  // the moments of each channel around 0: m2 is the sum of squares
 };
 
@@ -39,44 +40,43 @@ struct ChannelLayout {
   int64_t items;
   int64_t channels;   // of one item
   int64_t positions;  // of one channel
-  bool channels_last;
+  int64_t block;      // 0: planes
   Statistic statistic;
-  int64_t items_per_sample = 1;
+  int64_t items_per_sample;
 
   /// The first of an item's channels, counted in its sample.
   int64_t FirstChannel(int64_t item) const { return item % items_per_sample * channels; }
 
-  /// For norms that look at groups of a sample's channels together: a group (channels first), or a
-  /// sample whose channels' moments are merged by the norm (channels last).
-  static ChannelLayout Groups(const ChannelShape& shape, bool channels_last, int64_t groups) {
-    // Channels are contiguous in both layouts if each has one position.
-    if (channels_last && shape.positions > 1) return Samples(shape, true);
-    return {shape.samples * groups,  shape.channels / groups,
-            shape.positions,         false,
-            Statistic::kItemMoments, groups};
+  /// For norms that look at groups of a sample's channels together: a group, or the fewest groups
+  /// that are whole blocks.
+  static ChannelLayout Groups(const ChannelShape& shape, int64_t groups) {
+    const int64_t size = shape.channels / groups;
+    if (shape.block > 0) return Of(shape, std::lcm(size, shape.block), Statistic::kChannelMoments);
+    return Of(shape, size, Statistic::kItemMoments);
   }
   /// For norms that look at all channels of a sample together.
-  static ChannelLayout Samples(const ChannelShape& shape, bool channels_last,
+  static ChannelLayout Samples(const ChannelShape& shape,
                                Statistic statistic = Statistic::kChannelMoments) {
-    return {shape.samples, shape.channels, shape.positions, channels_last && shape.positions > 1,
-            statistic};
+    return Of(shape, shape.channels, statistic);
   }
   /// For norms that look at each channel alone: a few channels, so that they are read again while
   /// they are in a cache.
-  static ChannelLayout Channels(const ChannelShape& shape, bool channels_last,
+  static ChannelLayout Channels(const ChannelShape& shape,
                                 Statistic statistic = Statistic::kChannelMoments) {
-    ChannelLayout layout = Samples(shape, channels_last, statistic);
-    if (layout.channels_last) return layout;
-    int64_t channels = std::clamp<int64_t>(kItemElements / shape.positions, 1, shape.channels);
-    while (shape.channels % channels != 0) ++channels;
-    layout.items_per_sample = shape.channels / channels;
-    layout.items = shape.samples * layout.items_per_sample;
-    layout.channels = channels;
-    return layout;
+    const int64_t unit = std::max<int64_t>(shape.block, 1), units = shape.channels / unit;
+    int64_t some = std::clamp<int64_t>(kItemElements / (shape.positions * unit), 1, units);
+    while (units % some != 0) ++some;
+    return Of(shape, some * unit, statistic);
   }
 
  private:
   static constexpr int64_t kItemElements = 4096;
+
+  // Items of that many channels.
+  static ChannelLayout Of(const ChannelShape& shape, int64_t channels, Statistic statistic) {
+    const int64_t count = shape.channels / channels;
+    return {shape.samples * count, channels, shape.positions, shape.block, statistic, count};
+  }
 };
 
 /// How a ChannelPlan ends: see Ending. `t` has a value for each of the sample's channels.
@@ -105,6 +105,35 @@ class FloatRange {
   double smallest_ = 1, largest_ = 1;
 };
 
+/// How the blocks of an item are cut into chunks: some whole blocks each, or some rows of one.
+struct BlockChunks {
+  int64_t count = 0;
+  int64_t rows = 0;       // of a chunk
+  int64_t per_block = 1;  // chunks of a block
+  int64_t together = 1;   // blocks of a chunk
+  int64_t blocks = 0, positions = 0;
+
+  BlockChunks() = default;
+  BlockChunks(const ChannelLayout& layout, int64_t elements, int64_t least_rows)
+      : blocks(layout.channels / layout.block), positions(layout.positions) {
+    rows = std::max(least_rows, elements / layout.block);
+    per_block = (positions + rows - 1) / rows;
+    together = per_block > 1 ? 1 : std::clamp<int64_t>(rows / positions, 1, blocks);
+    count = per_block > 1 ? blocks * per_block : (blocks + together - 1) / together;
+  }
+
+  /// Calls body(block, its part, first row, rows) for what a chunk holds.
+  template <typename Body>
+  void ForBlocks(int64_t chunk, const Body& body) const {
+    if (per_block > 1) {
+      const int64_t part = chunk % per_block, first = part * rows;
+      return body(chunk / per_block, part, first, std::min(rows, positions - first));
+    }
+    const int64_t last = std::min(blocks, (chunk + 1) * together);
+    for (int64_t block = chunk * together; block < last; ++block) body(block, 0, 0, positions);
+  }
+};
+
 /// The pieces of a channel-wise call that do not depend on the norm.
 template <typename T>
 class ChannelPlan : public Plan {
@@ -124,10 +153,10 @@ class ChannelPlan : public Plan {
     item_elements = layout.channels * layout.positions;
     // Measured against a copy: silu and gelu take two to three times as long.
     cost = ending.index % 4 >= 2 || ending.index == static_cast<int>(Ending::kGate) ? 2.5 : 1;
-    if (layout.channels_last) {
-      PlanChannelsLast();
+    if (layout.block > 0) {
+      PlanBlocks();
     } else {
-      PlanChannelsFirst();
+      PlanPlanes();
     }
     const size_t channels = static_cast<size_t>(layout.channels);
     narrow_ = CacheLines(moments_ + static_cast<size_t>(parts_) * sizeof(Moments));
@@ -137,7 +166,7 @@ class ChannelPlan : public Plan {
   }
 
   void Statistics(int64_t item, int64_t chunk, std::byte* scratch) const noexcept override {
-    if (layout_.channels_last) return StatisticsOfRows(item, chunk, scratch);
+    if (layout_.block > 0) return StatisticsOfBlocks(item, chunk, scratch);
     Moments* parts = reinterpret_cast<Moments*>(scratch + moments_);
     const bool squares = layout_.statistic == Statistic::kChannelSquares;
     const auto measure = squares ? kernels_.segment_squares : kernels_.segment_moments;
@@ -163,7 +192,7 @@ class ChannelPlan : public Plan {
 
   void Finish(int64_t item, std::byte* scratch) const noexcept override {
     Moments* moments = reinterpret_cast<Moments*>(scratch + moments_);
-    if (layout_.channels_last) {
+    if (layout_.block > 0) {
       MergeRows(scratch, moments);
     } else if (pieces_ > 1) {
       MergePieces(moments);
@@ -210,18 +239,18 @@ class ChannelPlan : public Plan {
   const ChannelLayout layout_;
 
  private:
-  void PlanChannelsLast() {
+  void PlanBlocks() {
     // Column sums settle their shifts once in each chunk: longer chunks are cheaper.
-    rows_ = std::max<int64_t>(32, 4 * kChunkElements / layout_.channels);
-    statistics_chunks = (layout_.positions + rows_ - 1) / rows_;
+    statistics_ = BlockChunks(layout_, 4 * kChunkElements, 32);
+    statistics_chunks = statistics_.count;
     parts_ = layout_.channels;
-    apply_rows_ = std::max<int64_t>(1, kChunkElements / layout_.channels);
-    apply_chunks = (layout_.positions + apply_rows_ - 1) / apply_rows_;
-    moments_ =
-        CacheLines(static_cast<size_t>(3 * statistics_chunks * layout_.channels) * sizeof(double));
+    apply_ = BlockChunks(layout_, kChunkElements, 1);
+    apply_chunks = apply_.count;
+    moments_ = CacheLines(static_cast<size_t>(3 * statistics_.per_block * layout_.channels) *
+                          sizeof(double));
   }
 
-  void PlanChannelsFirst() {
+  void PlanPlanes() {
     segments_ = layout_.statistic == Statistic::kItemMoments ? 1 : layout_.channels;
     segment_ = item_elements / segments_;
     pieces_ = (segment_ + kChunkElements - 1) / kChunkElements;
@@ -242,31 +271,34 @@ class ChannelPlan : public Plan {
     return ending_.t + layout_.FirstChannel(item);
   }
 
-  // The moments of each channel over the rows of a chunk.
-  MomentColumns Columns(std::byte* scratch, int64_t chunk) const {
-    double* first = reinterpret_cast<double*>(scratch) + 3 * chunk * layout_.channels;
+  // The moments of each channel over the `part`-th rows of its block.
+  MomentColumns Columns(std::byte* scratch, int64_t part) const {
+    double* first = reinterpret_cast<double*>(scratch) + 3 * part * layout_.channels;
     return {first, first + layout_.channels, first + 2 * layout_.channels};
   }
 
-  void StatisticsOfRows(int64_t item, int64_t chunk, std::byte* scratch) const {
-    const int64_t n = layout_.channels, first = chunk * rows_;
-    const int64_t start = item * item_elements + first * n;
-    const int64_t rows = std::min(rows_, layout_.positions - first);
-    const MomentColumns out = Columns(scratch, chunk);
-    stage_.Make(start, rows * n);
-    if (layout_.statistic != Statistic::kChannelSquares) {
-      return kernels_.column_moments(x_ + start, rows, n, n, tiny_, out);
-    }
-    std::fill_n(out.mean, 3 * n, 0.0);
-    kernels_.column_squares(x_ + start, rows, n, n, tiny_, out.m2);
+  void StatisticsOfBlocks(int64_t item, int64_t chunk, std::byte* scratch) const {
+    const int64_t n = layout_.block;
+    statistics_.ForBlocks(chunk, [&](int64_t block, int64_t part, int64_t first, int64_t rows) {
+      const int64_t start = item * item_elements + (block * layout_.positions + first) * n;
+      const MomentColumns out = Columns(scratch, part).From(block * n);
+      stage_.Make(start, rows * n);
+      if (layout_.statistic != Statistic::kChannelSquares) {
+        return kernels_.column_moments(x_ + start, rows, n, n, tiny_, out);
+      }
+      std::fill_n(out.mean, n, 0.0);
+      std::fill_n(out.rest, n, 0.0);
+      std::fill_n(out.m2, n, 0.0);
+      kernels_.column_squares(x_ + start, rows, n, n, tiny_, out.m2);
+    });
   }
 
   void MergeRows(std::byte* scratch, Moments* moments) const {
     const MomentColumns sum = Columns(scratch, 0);
-    for (int64_t chunk = 1; chunk < statistics_chunks; ++chunk) {
-      const int64_t done = chunk * rows_;
-      MergeColumns(Columns(scratch, chunk),
-                   static_cast<double>(std::min(rows_, layout_.positions - done)),
+    for (int64_t part = 1; part < statistics_.per_block; ++part) {
+      const int64_t done = part * statistics_.rows;
+      MergeColumns(Columns(scratch, part),
+                   static_cast<double>(std::min(statistics_.rows, layout_.positions - done)),
                    static_cast<double>(done), layout_.channels, sum);
     }
     for (int64_t c = 0; c < layout_.channels; ++c) {
@@ -290,17 +322,18 @@ class ChannelPlan : public Plan {
   void ApplyChunk(const Apply& apply, int64_t item, int64_t chunk, const C* mean, const C* scale,
                   const C* bias, const C* t) const {
     const int64_t offset = item * item_elements;
-    if (layout_.channels_last) {
-      const int64_t first = chunk * apply_rows_;
-      const int64_t start = offset + first * layout_.channels;
-      apply.rows[ending_.index](x_ + start, y_ + start,
-                                std::min(apply_rows_, layout_.positions - first), layout_.channels,
-                                mean, scale, bias, t);
+    if (layout_.block > 0) {
+      const int64_t n = layout_.block;
+      apply_.ForBlocks(chunk, [&](int64_t block, int64_t, int64_t first, int64_t rows) {
+        const int64_t start = offset + (block * layout_.positions + first) * n, c = block * n;
+        apply.rows[ending_.index](x_ + start, y_ + start, rows, n, mean + c, scale + c, bias + c,
+                                  t + c);
+      });
       return;
     }
     int64_t i = chunk * kChunkElements;
     const int64_t end = std::min(item_elements, i + kChunkElements);
-    if (layout_.positions == 1) {  // channels are contiguous in both layouts
+    if (layout_.positions == 1) {
       apply.rows[ending_.index](x_ + offset + i, y_ + offset + i, 1, end - i, mean + i, scale + i,
                                 bias + i, t + i);
       return;
@@ -322,9 +355,9 @@ class ChannelPlan : public Plan {
   T* y_;
   ChannelEnding ending_;
   bool tiny_;
-  // Channels last: rows of a chunk.
-  int64_t rows_ = 0, apply_rows_ = 0;
-  // Channels first: contiguous segments with their own moments, and either the pieces that a
+  // Blocks.
+  BlockChunks statistics_{}, apply_{};
+  // Planes: contiguous segments with their own moments, and either the pieces that a
   // segment is cut into, or how many segments are done together.
   int64_t segments_ = 0, segment_ = 0, pieces_ = 1, together_ = 1;
   int64_t parts_ = 0;

@@ -1,4 +1,5 @@
-// The shape of a channel-wise norm's input: (N, C, positions...) or (N, positions..., C).
+// The shape of a channel-wise norm's input, and where its channels lie: (N, C, positions...),
+// (N, positions..., C), or in blocks.
 #pragma once
 
 #include "core/op.h"
@@ -6,24 +7,58 @@
 
 namespace onnxnorm {
 
+/// Where the channels of X lie: the attributes `channels_last` and, in blocked forms, `block`.
+class ChannelOrder {
+ public:
+  explicit ChannelOrder(const Attributes& attributes)
+      : last_(attributes.Flag("channels_last")),
+        block_(attributes.blocked() ? attributes.Int("block") : 0) {
+    if (!attributes.blocked()) return;
+    if (block_ < 1) attributes.Fail("block", std::to_string(block_), "at least 1");
+    if (last_) attributes.Fail("channels_last", "1", "0, since the channels lie in blocks");
+  }
+
+  bool last() const { return last_; }
+  /// Channels of a block; 0 if there are none.
+  int64_t block() const { return block_; }
+  /// The axis of X that counts channels.
+  int64_t Axis(const Shape& shape) const { return last_ ? shape.rank() - 1 : 1; }
+
+ private:
+  bool last_;
+  int64_t block_;
+};
+
 /// Dimensions of a tensor that is not empty.
 struct ChannelShape {
   int64_t samples;
   int64_t channels;
   int64_t positions;
+  /// 0 if the positions of a channel are contiguous; else a position's values of that many channels
+  /// are.
+  int64_t block;
 
-  ChannelShape(const Shape& shape, bool channels_last)
+  ChannelShape(const Shape& shape, const ChannelOrder& order)
       : samples(shape[0]),
-        channels(shape[channels_last ? shape.rank() - 1 : 1]),
-        positions(channels_last ? shape.Product(1, shape.rank() - 1)
-                                : shape.Product(2, shape.rank())) {}
+        channels(shape[order.Axis(shape)]),
+        positions(order.last() ? shape.Product(1, shape.rank() - 1)
+                               : shape.Product(2, shape.rank())),
+        block(order.last() ? channels : order.block()) {
+    if (positions == 1) block = 0;  // then all orders are the same
+  }
 };
 
-/// Checks X's rank; its channels, or -1 if they are not known.
-inline int64_t CheckedChannels(const InputShapes& shapes, bool channels_last) {
-  shapes.RequireRank(0, 2, channels_last ? "(N, ..., C)" : "(N, C, ...)");
+/// Checks X's rank and blocks; its channels, or -1 if they are not known.
+inline int64_t CheckedChannels(const InputShapes& shapes, const ChannelOrder& order) {
+  shapes.RequireRank(0, 2, order.last() ? "(N, ..., C)" : "(N, C, ...)");
   if (!shapes[0].known()) return -1;
-  return shapes[0][channels_last ? shapes[0].rank() - 1 : 1];
+  const int64_t channels = shapes[0][order.Axis(shapes[0])];
+  if (channels >= 0 && order.block() > 0 && channels % order.block() != 0) {
+    shapes.FailAttribute("block", std::to_string(order.block()),
+                         "it must divide the " + std::to_string(channels) +
+                             " channels of X, which has shape " + shapes[0].ToString());
+  }
+  return channels;
 }
 
 /// "C of X, with shape (1, 2, 3)": what a vector's length must be.
@@ -33,9 +68,9 @@ inline std::string ChannelsMeaning(const InputShapes& shapes) {
 
 /// Checks X's rank and that inputs [first, last] have a value for each channel; the channels, or -1
 /// if they are not known.
-inline int64_t CheckVectors(const InputShapes& shapes, bool channels_last, size_t first,
+inline int64_t CheckVectors(const InputShapes& shapes, const ChannelOrder& order, size_t first,
                             size_t last) {
-  const int64_t channels = CheckedChannels(shapes, channels_last);
+  const int64_t channels = CheckedChannels(shapes, order);
   for (size_t i = first; i <= last; ++i) {
     shapes.RequireVector(i, channels, ChannelsMeaning(shapes));
   }

@@ -88,7 +88,7 @@ OrtStatus* ONNXNORM_ORT_CALL MakeKernel(const abi::CustomOp* op, const abi::Api*
   return Guard(api, [&] {
     const OpDefinition& definition = Self(op).definition;
     const NodeName name = {definition.name, ReadNodeName(api, info)};
-    const Attributes attributes(api, info, name);
+    const Attributes attributes(api, info, name, definition.blocked);
     std::unique_ptr<NodeKernel> node(
         new NodeKernel{api, definition, name, definition.KernelInputs(),
                        definition.create(attributes, Self(op).type, Self(op).level)});

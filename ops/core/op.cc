@@ -128,14 +128,19 @@ RegisterOp::RegisterOp(OpDefinition definition) {
             [](const OpDefinition& a, const OpDefinition& b) { return a.name < b.name; });
 }
 
-RegisterWithSkip::RegisterWithSkip(const OpDefinition& definition) {
-  RegisterOp{definition};
-  OpDefinition with_skip = definition;
-  with_skip.name = "Skip" + definition.name;
-  with_skip.inputs.insert(with_skip.inputs.begin() + 1, "skip");
-  with_skip.outputs.push_back("sum");
-  with_skip.skip = true;
-  RegisterOp{std::move(with_skip)};
+OpDefinition SkipForm(OpDefinition definition) {
+  definition.name = "Skip" + definition.name;
+  definition.inputs.insert(definition.inputs.begin() + 1, "skip");
+  definition.outputs.push_back("sum");
+  definition.skip = true;
+  return definition;
+}
+
+OpDefinition BlockedForm(OpDefinition definition) {
+  definition.name = "Blocked" + definition.name;
+  definition.attributes.push_back("block");
+  definition.blocked = true;
+  return definition;
 }
 
 std::vector<std::string> OpDefinition::KernelInputs() const {

@@ -42,10 +42,12 @@ struct NodeName {
 /// Reads a node's attributes. What is missing or of another type is an error that says so.
 class Attributes {
  public:
-  Attributes(const abi::Api* api, const OrtKernelInfo* info, NodeName name)
-      : api_(api), info_(info), name_(std::move(name)) {}
+  Attributes(const abi::Api* api, const OrtKernelInfo* info, NodeName name, bool blocked)
+      : api_(api), info_(info), name_(std::move(name)), blocked_(blocked) {}
 
   const NodeName& name() const { return name_; }
+  /// Whether the op is the blocked form of another: OpDefinition::blocked.
+  bool blocked() const { return blocked_; }
   int64_t Int(const char* attribute) const;
   bool Flag(const char* attribute) const;
   std::vector<int64_t> Ints(const char* attribute) const;
@@ -65,6 +67,7 @@ class Attributes {
   const abi::Api* api_;
   const OrtKernelInfo* info_;
   NodeName name_;
+  bool blocked_;
 };
 
 /// The input shapes of a node, and checks of them that pass over what is not known yet.
@@ -138,6 +141,9 @@ struct OpDefinition {
   /// Whether input 1 is `skip`, which the kernel meets in Run::skip and not among its inputs, and
   /// output 1 the sum of X and skip.
   bool skip = false;
+  /// Whether the channels lie in blocks, as in ONNX Runtime's NCHWc layout: a tensor of the shape
+  /// (N, C, positions) holds (N, C / block, positions, block). `block` is the last attribute.
+  bool blocked = false;
 
   /// The inputs that the kernel knows: all but `skip`.
   std::vector<std::string> KernelInputs() const;
@@ -165,11 +171,11 @@ class RegisterOp {
   explicit RegisterOp(OpDefinition definition);
 };
 
-/// Adds an op and its skip form: Skip<Name>(X, skip, ...) -> (Y, sum), the op of sum = X + skip.
-class RegisterWithSkip {
- public:
-  explicit RegisterWithSkip(const OpDefinition& definition);
-};
+/// The skip form of an op: Skip<Name>(X, skip, ...) -> (Y, sum), the op of sum = X + skip.
+OpDefinition SkipForm(OpDefinition definition);
+/// The blocked form of an op that has the attribute channels_last: Blocked<Name>, with one more
+/// attribute, `block`.
+OpDefinition BlockedForm(OpDefinition definition);
 
 /// The registered ops, by name.
 const std::vector<OpDefinition>& RegisteredOps();

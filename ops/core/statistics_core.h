@@ -433,10 +433,34 @@ void TileMoments(const ColumnTile<V, T, U>& tile, int64_t rows, bool tiny, Momen
   }
 }
 
+/// One block of channels: a few rows side by side are a row of more columns, whose moments are
+/// merged afterwards.
+template <typename V, typename T>
+void BlockColumnMoments(const T* x, int64_t rows, bool tiny, MomentColumns out) {
+  constexpr int W = V::kWidth, N = kUnroll * W;
+  double memory[3 * N];
+  const MomentColumns wide = {memory, memory + N, memory + 2 * N};
+  const int64_t each = rows / kUnroll, left = rows - each * kUnroll;
+  TileMoments(ColumnTile<V, T, kUnroll>{x, N, N}, each, tiny, wide);
+  for (int i = 0; i < W; ++i) {
+    out.mean[i] = wide.mean[i];
+    out.rest[i] = wide.rest[i];
+    out.m2[i] = wide.m2[i];
+  }
+  const double n = static_cast<double>(each);
+  for (int u = 1; u < kUnroll; ++u) MergeColumns(wide.From(u * W), n, u * n, W, out);
+  if (left == 0) return;
+  TileMoments(ColumnTile<V, T, 1>{x + each * N, W, W}, left, tiny, wide);
+  MergeColumns(wide, static_cast<double>(left), kUnroll * n, W, out);
+}
+
 template <typename V, typename T>
 void ColumnMoments(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
                    MomentColumns out) {
   constexpr int64_t kLanes = kUnroll * V::kWidth;
+  if (columns == V::kWidth && stride == columns && rows >= 4 * kUnroll) {
+    return BlockColumnMoments<V>(x, rows, tiny, out);
+  }
   for (int64_t c = 0; c < columns; c += kLanes) {
     const int64_t lanes = columns - c < kLanes ? columns - c : kLanes;
     if (lanes <= V::kWidth) {

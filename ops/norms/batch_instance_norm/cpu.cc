@@ -13,7 +13,7 @@
 namespace onnxnorm {
 namespace {
 
-/// An item is a few channels of a sample (channels first), or a sample (channels last).
+/// An item is a few channels of a sample.
 template <typename T>
 class BatchInstancePlan final : public ChannelPlan<T> {
   using Base = ChannelPlan<T>;
@@ -77,16 +77,16 @@ class BatchInstanceNorm final : public Kernel {
       : level_(level),
         epsilon_(attributes.Epsilon()),
         activation_(attributes.ReadActivation()),
-        channels_last_(attributes.Flag("channels_last")) {}
+        order_(attributes) {}
 
   void CheckShapes(const InputShapes& shapes) const override {
-    CheckVectors(shapes, channels_last_, 1, kInputs - 1);
+    CheckVectors(shapes, order_, 1, kInputs - 1);
   }
 
   void Compute(const Run& run) const override {
-    const ChannelShape shape(run.shapes[0], channels_last_);
+    const ChannelShape shape(run.shapes[0], order_);
     const ChannelVectors<T> vectors(run, shape.channels, 1, kInputs - 1);
-    Execute(BatchInstancePlan<T>(ChannelLayout::Channels(shape, channels_last_), epsilon_, vectors,
+    Execute(BatchInstancePlan<T>(ChannelLayout::Channels(shape), epsilon_, vectors,
                                  Stage<T>(run, level_), run.Output<T>(), activation_, level_),
             run.parallel, run.scratch);
   }
@@ -97,14 +97,17 @@ class BatchInstanceNorm final : public Kernel {
   const simd::Level& level_;
   double epsilon_;
   Activation activation_;
-  bool channels_last_;
+  ChannelOrder order_;
 };
 
-const RegisterWithSkip kRegister({"BatchInstanceNorm",
+const OpDefinition kDefinition = {"BatchInstanceNorm",
                                   {"X", "scale", "bias", "rho", "running_mean", "running_var"},
                                   {"Y"},
                                   {"epsilon", "activation", "channels_last"},
-                                  CreateFor<BatchInstanceNorm>});
+                                  CreateFor<BatchInstanceNorm>};
+
+const RegisterOp kPlain(kDefinition), kBlocked(BlockedForm(kDefinition)),
+    kSkip(SkipForm(kDefinition)), kBlockedSkip(BlockedForm(SkipForm(kDefinition)));
 
 }  // namespace
 }  // namespace onnxnorm

@@ -10,32 +10,31 @@
 namespace onnxnorm {
 namespace {
 
-/// An item is a group (channels first), or a sample (channels last).
+/// An item is a group, or a few whose channels are whole blocks.
 template <typename T>
 class EvoNormPlan final : public ChannelPlan<T> {
   using Base = ChannelPlan<T>;
 
  public:
-  EvoNormPlan(const ChannelLayout& layout, int64_t groups, double epsilon,
+  EvoNormPlan(const ChannelLayout& layout, int64_t size, double epsilon,
               const ChannelVectors<T>& vectors, const Stage<T>& stage, T* y,
               const simd::Level& level)
       : Base(layout, stage, y, {static_cast<int>(Ending::kGate), vectors[3]},
              epsilon < kTinyEpsilon, level),
-        groups_(groups),
+        size_(size),
         epsilon_(epsilon),
         in_(vectors) {}
 
  protected:
   void Parameters(int64_t item, const Moments* moments,
                   const ChannelParameters& out) const noexcept override {
+    const int64_t first = layout_.FirstChannel(item);
     if (layout_.statistic == Statistic::kItemMoments) {
-      return Group(moments[0], layout_.FirstChannel(item), layout_.channels, 0, out);
+      return Group(moments[0], first, layout_.channels, 0, out);
     }
-    const int64_t size = layout_.channels / groups_;
-    for (int64_t g = 0; g < groups_; ++g) {
-      const Moments group =
-          MergeEqual(moments + g * size, size, static_cast<double>(layout_.positions));
-      Group(group, g * size, size, g * size, out);
+    for (int64_t c = 0; c < layout_.channels; c += size_) {
+      const Moments group = MergeEqual(moments + c, size_, static_cast<double>(layout_.positions));
+      Group(group, first + c, size_, c, out);
     }
   }
 
@@ -54,7 +53,7 @@ class EvoNormPlan final : public ChannelPlan<T> {
     }
   }
 
-  int64_t groups_;
+  int64_t size_;  // channels of a group
   double epsilon_;
   const ChannelVectors<T>& in_;
 };
@@ -66,19 +65,19 @@ class EvoNormS0 final : public Kernel {
       : level_(level),
         groups_(attributes.Int("num_groups")),
         epsilon_(attributes.Epsilon()),
-        channels_last_(attributes.Flag("channels_last")) {
+        order_(attributes) {
     if (groups_ < 1) attributes.Fail("num_groups", std::to_string(groups_), "at least 1");
   }
 
   void CheckShapes(const InputShapes& shapes) const override {
-    CheckGroups(shapes, CheckVectors(shapes, channels_last_, 1, 3), groups_);
+    CheckGroups(shapes, CheckVectors(shapes, order_, 1, 3), groups_);
   }
 
   void Compute(const Run& run) const override {
-    const ChannelShape shape(run.shapes[0], channels_last_);
+    const ChannelShape shape(run.shapes[0], order_);
     const ChannelVectors<T> vectors(run, shape.channels, 1, 3);
-    Execute(EvoNormPlan<T>(ChannelLayout::Groups(shape, channels_last_, groups_), groups_, epsilon_,
-                           vectors, Stage<T>(run, level_), run.Output<T>(), level_),
+    Execute(EvoNormPlan<T>(ChannelLayout::Groups(shape, groups_), shape.channels / groups_,
+                           epsilon_, vectors, Stage<T>(run, level_), run.Output<T>(), level_),
             run.parallel, run.scratch);
   }
 
@@ -86,14 +85,16 @@ class EvoNormS0 final : public Kernel {
   const simd::Level& level_;
   int64_t groups_;
   double epsilon_;
-  bool channels_last_;
+  ChannelOrder order_;
 };
 
-const RegisterOp kRegister({"EvoNormS0",
-                            {"X", "scale", "bias", "v"},
-                            {"Y"},
-                            {"num_groups", "epsilon", "channels_last"},
-                            CreateFor<EvoNormS0>});
+const OpDefinition kDefinition = {"EvoNormS0",
+                                  {"X", "scale", "bias", "v"},
+                                  {"Y"},
+                                  {"num_groups", "epsilon", "channels_last"},
+                                  CreateFor<EvoNormS0>};
+
+const RegisterOp kPlain(kDefinition), kBlocked(BlockedForm(kDefinition));
 
 }  // namespace
 }  // namespace onnxnorm

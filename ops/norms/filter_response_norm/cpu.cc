@@ -11,7 +11,7 @@
 namespace onnxnorm {
 namespace {
 
-/// An item is a few channels of a sample (channels first), or a sample (channels last).
+/// An item is a few channels of a sample.
 template <typename T>
 class FilterResponsePlan final : public ChannelPlan<T> {
  public:
@@ -52,16 +52,14 @@ class FilterResponseNorm final : public Kernel {
       : level_(level),
         epsilon_(attributes.Epsilon()),
         activation_(attributes.ReadActivation()),
-        channels_last_(attributes.Flag("channels_last")) {}
+        order_(attributes) {}
 
-  void CheckShapes(const InputShapes& shapes) const override {
-    CheckVectors(shapes, channels_last_, 1, 3);
-  }
+  void CheckShapes(const InputShapes& shapes) const override { CheckVectors(shapes, order_, 1, 3); }
 
   void Compute(const Run& run) const override {
-    const ChannelShape shape(run.shapes[0], channels_last_);
+    const ChannelShape shape(run.shapes[0], order_);
     const ChannelVectors<T> vectors(run, shape.channels, 1, 3);
-    const auto layout = ChannelLayout::Channels(shape, channels_last_, Statistic::kChannelSquares);
+    const auto layout = ChannelLayout::Channels(shape, Statistic::kChannelSquares);
     Execute(FilterResponsePlan<T>(layout, epsilon_, vectors, Stage<T>(run, level_), run.Output<T>(),
                                   activation_, level_),
             run.parallel, run.scratch);
@@ -71,14 +69,16 @@ class FilterResponseNorm final : public Kernel {
   const simd::Level& level_;
   double epsilon_;
   Activation activation_;
-  bool channels_last_;
+  ChannelOrder order_;
 };
 
-const RegisterOp kRegister({"FilterResponseNorm",
-                            {"X", "scale", "bias", "tau"},
-                            {"Y"},
-                            {"epsilon", "activation", "channels_last"},
-                            CreateFor<FilterResponseNorm>});
+const OpDefinition kDefinition = {"FilterResponseNorm",
+                                  {"X", "scale", "bias", "tau"},
+                                  {"Y"},
+                                  {"epsilon", "activation", "channels_last"},
+                                  CreateFor<FilterResponseNorm>};
+
+const RegisterOp kPlain(kDefinition), kBlocked(BlockedForm(kDefinition));
 
 }  // namespace
 }  // namespace onnxnorm

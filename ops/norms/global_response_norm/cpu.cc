@@ -52,16 +52,14 @@ class GlobalResponseNorm final : public Kernel {
         epsilon_(attributes.Epsilon()),
         input_activation_(attributes.ReadActivation("input_activation")),
         activation_(attributes.ReadActivation()),
-        channels_last_(attributes.Flag("channels_last")) {}
+        order_(attributes) {}
 
-  void CheckShapes(const InputShapes& shapes) const override {
-    CheckVectors(shapes, channels_last_, 1, 2);
-  }
+  void CheckShapes(const InputShapes& shapes) const override { CheckVectors(shapes, order_, 1, 2); }
 
   void Compute(const Run& run) const override {
-    const ChannelShape shape(run.shapes[0], channels_last_);
+    const ChannelShape shape(run.shapes[0], order_);
     const ChannelVectors<T> vectors(run, shape.channels, 1, 2);
-    const auto layout = ChannelLayout::Samples(shape, channels_last_, Statistic::kChannelSquares);
+    const auto layout = ChannelLayout::Samples(shape, Statistic::kChannelSquares);
     Execute(
         GlobalResponsePlan<T>(layout, epsilon_, vectors, Stage<T>(run, level_, input_activation_),
                               run.Output<T>(), activation_, level_),
@@ -73,14 +71,16 @@ class GlobalResponseNorm final : public Kernel {
   double epsilon_;
   Activation input_activation_;
   Activation activation_;
-  bool channels_last_;
+  ChannelOrder order_;
 };
 
-const RegisterOp kRegister({"GlobalResponseNorm",
-                            {"X", "scale", "bias"},
-                            {"Y"},
-                            {"epsilon", "input_activation", "activation", "channels_last"},
-                            CreateFor<GlobalResponseNorm>});
+const OpDefinition kDefinition = {"GlobalResponseNorm",
+                                  {"X", "scale", "bias"},
+                                  {"Y"},
+                                  {"epsilon", "input_activation", "activation", "channels_last"},
+                                  CreateFor<GlobalResponseNorm>};
+
+const RegisterOp kPlain(kDefinition), kBlocked(BlockedForm(kDefinition));
 
 }  // namespace
 }  // namespace onnxnorm

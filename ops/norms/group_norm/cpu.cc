@@ -10,18 +10,18 @@
 namespace onnxnorm {
 namespace {
 
-/// An item is a group (channels first), or a sample (channels last).
+/// An item is a group, or a few whose channels are whole blocks.
 template <typename T>
 class GroupPlan final : public ChannelPlan<T> {
   using Base = ChannelPlan<T>;
   using typename Base::Compute;
 
  public:
-  GroupPlan(const ChannelLayout& layout, int64_t groups, double epsilon, const double* scale,
+  GroupPlan(const ChannelLayout& layout, int64_t size, double epsilon, const double* scale,
             const double* bias, const Stage<T>& stage, T* y, Activation activation,
             const simd::Level& level)
       : Base(layout, stage, y, {EndingOf(activation)}, epsilon < kTinyEpsilon, level),
-        groups_(groups),
+        size_(size),
         epsilon_(epsilon),
         scale_(scale),
         bias_(bias),
@@ -30,15 +30,13 @@ class GroupPlan final : public ChannelPlan<T> {
  protected:
   void Parameters(int64_t item, const Moments* moments,
                   const ChannelParameters& out) const noexcept override {
+    const int64_t first = layout_.FirstChannel(item);
     if (layout_.statistic == Statistic::kItemMoments) {
-      return Group(moments[0], layout_.FirstChannel(item), layout_.channels, out);
+      return Group(moments[0], first, layout_.channels, out);
     }
-    const int64_t size = layout_.channels / groups_;
-    for (int64_t g = 0; g < groups_; ++g) {
-      const Moments group =
-          MergeEqual(moments + g * size, size, static_cast<double>(layout_.positions));
-      Group(group, g * size, size,
-            {out.mean + g * size, out.scale + g * size, out.bias + g * size});
+    for (int64_t c = 0; c < layout_.channels; c += size_) {
+      const Moments group = MergeEqual(moments + c, size_, static_cast<double>(layout_.positions));
+      Group(group, first + c, size_, {out.mean + c, out.scale + c, out.bias + c});
     }
   }
 
@@ -75,7 +73,7 @@ class GroupPlan final : public ChannelPlan<T> {
     }
   }
 
-  int64_t groups_;
+  int64_t size_;  // channels of a group
   double epsilon_;
   const double* scale_;
   const double* bias_;
@@ -90,20 +88,20 @@ class GroupNorm final : public Kernel {
         groups_(attributes.Int("num_groups")),
         epsilon_(attributes.Epsilon()),
         activation_(attributes.ReadActivation()),
-        channels_last_(attributes.Flag("channels_last")) {
+        order_(attributes) {
     if (groups_ < 1) attributes.Fail("num_groups", std::to_string(groups_), "at least 1");
   }
 
   void CheckShapes(const InputShapes& shapes) const override {
-    const int64_t channels = CheckedChannels(shapes, channels_last_);
+    const int64_t channels = CheckedChannels(shapes, order_);
     CheckGroups(shapes, channels, groups_);
-    CheckVectors(shapes, channels_last_, 1, 2);
+    CheckVectors(shapes, order_, 1, 2);
   }
 
   void Compute(const Run& run) const override {
-    const ChannelShape shape(run.shapes[0], channels_last_);
+    const ChannelShape shape(run.shapes[0], order_);
     const ChannelVectors<T> vectors(run, shape.channels, 1, 2);
-    Execute(GroupPlan<T>(ChannelLayout::Groups(shape, channels_last_, groups_), groups_, epsilon_,
+    Execute(GroupPlan<T>(ChannelLayout::Groups(shape, groups_), shape.channels / groups_, epsilon_,
                          vectors[1], vectors[2], Stage<T>(run, level_), run.Output<T>(),
                          activation_, level_),
             run.parallel, run.scratch);
@@ -114,14 +112,17 @@ class GroupNorm final : public Kernel {
   int64_t groups_;
   double epsilon_;
   Activation activation_;
-  bool channels_last_;
+  ChannelOrder order_;
 };
 
-const RegisterWithSkip kRegister({"GroupNorm",
+const OpDefinition kDefinition = {"GroupNorm",
                                   {"X", "scale", "bias"},
                                   {"Y"},
                                   {"num_groups", "epsilon", "activation", "channels_last"},
-                                  CreateFor<GroupNorm>});
+                                  CreateFor<GroupNorm>};
+
+const RegisterOp kPlain(kDefinition), kBlocked(BlockedForm(kDefinition)),
+    kSkip(SkipForm(kDefinition)), kBlockedSkip(BlockedForm(SkipForm(kDefinition)));
 
 }  // namespace
 }  // namespace onnxnorm

@@ -240,11 +240,13 @@ class LayerNorm final : public Kernel {
   Activation activation_;
 };
 
-const RegisterWithSkip kRegister({"LayerNorm",
+const OpDefinition kDefinition = {"LayerNorm",
                                   {"X", "scale", "bias"},
                                   {"Y"},
                                   {"axes", "epsilon", "activation"},
-                                  CreateFor<LayerNorm>});
+                                  CreateFor<LayerNorm>};
+
+const RegisterOp kPlain(kDefinition), kSkip(SkipForm(kDefinition));
 
 }  // namespace
 }  // namespace onnxnorm

@@ -18,8 +18,10 @@ struct RootMeanSquare {
 template <typename T>
 using RMSNorm = ScaledNorm<T, RootMeanSquare>;
 
-const RegisterWithSkip kRegister(
-    {"RMSNorm", {"X", "scale"}, {"Y"}, {"axes", "epsilon", "activation"}, CreateFor<RMSNorm>});
+const OpDefinition kDefinition = {
+    "RMSNorm", {"X", "scale"}, {"Y"}, {"axes", "epsilon", "activation"}, CreateFor<RMSNorm>};
+
+const RegisterOp kPlain(kDefinition), kSkip(SkipForm(kDefinition));
 
 }  // namespace
 }  // namespace onnxnorm

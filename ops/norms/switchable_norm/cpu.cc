@@ -101,10 +101,10 @@ class SwitchableNorm final : public Kernel {
       : level_(level),
         epsilon_(attributes.Epsilon()),
         activation_(attributes.ReadActivation()),
-        channels_last_(attributes.Flag("channels_last")) {}
+        order_(attributes) {}
 
   void CheckShapes(const InputShapes& shapes) const override {
-    const int64_t channels = CheckedChannels(shapes, channels_last_);
+    const int64_t channels = CheckedChannels(shapes, order_);
     for (const size_t i : {1, 2, 5, 6}) {
       shapes.RequireVector(i, channels, ChannelsMeaning(shapes));
     }
@@ -114,7 +114,7 @@ class SwitchableNorm final : public Kernel {
   }
 
   void Compute(const Run& run) const override {
-    const ChannelShape shape(run.shapes[0], channels_last_);
+    const ChannelShape shape(run.shapes[0], order_);
     const bool rank2 = run.shapes[0].rank() == 2;
     const int64_t c = shape.channels;
     const int64_t lengths[] = {c, c, 3, 3, c, c};
@@ -128,8 +128,8 @@ class SwitchableNorm final : public Kernel {
     }
     const SwitchableInputs inputs = {values[0], values[1], values[2],
                                      values[3], values[4], values[5]};
-    Execute(SwitchablePlan<T>(ChannelLayout::Samples(shape, channels_last_), rank2, epsilon_,
-                              inputs, Stage<T>(run, level_), run.Output<T>(), activation_, level_),
+    Execute(SwitchablePlan<T>(ChannelLayout::Samples(shape), rank2, epsilon_, inputs,
+                              Stage<T>(run, level_), run.Output<T>(), activation_, level_),
             run.parallel, run.scratch);
   }
 
@@ -137,15 +137,18 @@ class SwitchableNorm final : public Kernel {
   const simd::Level& level_;
   double epsilon_;
   Activation activation_;
-  bool channels_last_;
+  ChannelOrder order_;
 };
 
-const RegisterWithSkip kRegister({"SwitchableNorm",
-                                  {"X", "scale", "bias", "mean_weight", "var_weight",
-                                   "running_mean", "running_var"},
-                                  {"Y"},
-                                  {"epsilon", "activation", "channels_last"},
-                                  CreateFor<SwitchableNorm>});
+const OpDefinition kDefinition = {
+    "SwitchableNorm",
+    {"X", "scale", "bias", "mean_weight", "var_weight", "running_mean", "running_var"},
+    {"Y"},
+    {"epsilon", "activation", "channels_last"},
+    CreateFor<SwitchableNorm>};
+
+const RegisterOp kPlain(kDefinition), kBlocked(BlockedForm(kDefinition)),
+    kSkip(SkipForm(kDefinition)), kBlockedSkip(BlockedForm(SkipForm(kDefinition)));
 
 }  // namespace
 }  // namespace onnxnorm
