@@ -32,18 +32,28 @@ from onnxnorm.passes.fold.linear_into_conv import FoldLinearIntoConv
 from onnxnorm.passes.fold.linear_into_linear import FoldLinearIntoLinear
 from onnxnorm.passes.form import check_form
 from onnxnorm.passes.fuse.activation import FuseActivation
+from onnxnorm.passes.fuse.channel_affine import FuseChannelAffine
 from onnxnorm.passes.fuse.contrib_group_norm import FuseContribGroupNorm
 from onnxnorm.passes.fuse.contrib_skip_group_norm import FuseContribSkipGroupNorm
 from onnxnorm.passes.fuse.contrib_skip_layer_normalization import FuseContribSkipLayerNormalization
 from onnxnorm.passes.fuse.contrib_skip_simplified_layer_normalization import FuseContribSkipSimplifiedLayerNormalization
+from onnxnorm.passes.fuse.evo_norm_s0 import FuseEvoNormS0
+from onnxnorm.passes.fuse.filter_response_norm import FuseFilterResponseNorm
+from onnxnorm.passes.fuse.global_response_norm import FuseGlobalResponseNorm
+from onnxnorm.passes.fuse.group_norm_reshape import FuseGroupNormReshape
 from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
+from onnxnorm.passes.fuse.input_activation import FuseInputActivation
+from onnxnorm.passes.fuse.instance_normalization import FuseInstanceNormalization
+from onnxnorm.passes.fuse.l2_norm import FuseL2Norm
 from onnxnorm.passes.fuse.layer_normalization import FuseLayerNormalization
+from onnxnorm.passes.fuse.norm_cast import FuseNormCast
 from onnxnorm.passes.fuse.rms_norm import FuseRMSNorm
-from onnxnorm.passes.fuse.rms_norm_cast import FuseRMSNormCast
 from onnxnorm.passes.fuse.rms_norm_weight import FuseRMSNormWeight
 from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
 from onnxnorm.passes.fuse.simplified_layer_normalization import FuseSimplifiedLayerNormalization
 from onnxnorm.passes.fuse.skip import FuseSkip
+from onnxnorm.passes.fuse.threshold import FuseThreshold
+from onnxnorm.passes.fuse.transposed_layer_norm import FuseTransposedLayerNorm
 from onnxnorm.passes.interface import Interface
 from onnxnorm.passes.lower.bias_add import LowerBiasAdd
 from onnxnorm.passes.lower.bias_split_gelu import LowerBiasSplitGelu
@@ -90,12 +100,22 @@ FOLD: tuple[type[Rule], ...] = (
     FoldConstantWeight,
 )
 #: The primitive operators of a root mean square norm, then what stands around it.
-FUSE_RMS_NORM: tuple[type[Rule], ...] = (FuseRMSNorm, FuseRMSNormCast, FuseRMSNormWeight)
+FUSE_RMS_NORM: tuple[type[Rule], ...] = (FuseRMSNorm, FuseNormCast, FuseRMSNormWeight)
 FUSE: tuple[type[Rule], ...] = (
     FuseGroupNormalization,
     FuseRMSNormalization,
+    FuseInstanceNormalization,
+    FuseGroupNormReshape,
     FuseLayerNormalization,
+    FuseTransposedLayerNorm,
+    FuseFilterResponseNorm,  # which says more of a product than the two behind it
+    FuseEvoNormS0,
+    FuseL2Norm,
     *FUSE_RMS_NORM,
+    FuseGlobalResponseNorm,
+    FuseChannelAffine,
+    FuseThreshold,
+    FuseInputActivation,
     FuseActivation,
 )
 #: Once the norms have their activations, which tell what they are lowered to.
@@ -225,7 +245,7 @@ def run_pipeline(
     engine = Engine(model, verify_replacement if verify else None)
     for stage in STAGES[target]:
         engine.run(_instances([rule for rule in stage if rule.id not in left_out], target, provider))
-        if stage is CONTRIB and (contrib or norms_with_channels_last(model)):
+        if (stage is CONTRIB and contrib) or (stage in (CONTRIB, FUSE) and norms_with_channels_last(model)):
             cancel_transposes(model)
     decisions = engine.account()
     clean(model)
@@ -243,7 +263,7 @@ def _beyond(model: ir.Model, target: str) -> set[str]:
     """Ids of the rules that make ops which the model's opset is too old for; standard operators do not raise it."""
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     enough = opset >= MIN_OPSET if target == "standard" else can_have_opset(model, MIN_OPSET)
-    return set() if enough else {rule.id for rule in FUSE_RMS_NORM}
+    return set() if enough else {rule.id for rule in FUSE}
 
 
 def _instances(stage: Sequence[type[Rule]], target: str, provider: str) -> list[Rule]:

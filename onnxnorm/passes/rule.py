@@ -101,11 +101,18 @@ class Context:
         self._names.add(name)
         return name
 
-    def constant(self, wish: str, exact: npt.NDArray[Any], dtype: ir.DataType) -> ir.Value:
-        """A new constant: ``exact`` (float64) rounded once to ``dtype``; Refusal when it overflows the type."""
+    def constant(self, wish: str, exact: npt.NDArray[Any], dtype: ir.DataType, *, infinite: bool = False) -> ir.Value:
+        """A new constant: ``exact`` (float64) rounded once to ``dtype``; Refusal when it overflows the type.
+
+        With ``infinite`` infinities stand for themselves, as the bounds of a clamp.
+        """
         name = self.fresh_name(wish)
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(exact.shape))
-        value.const_value = ir.tensor(rounded(exact, dtype), name=name, dtype=dtype)
+        known = np.where(np.isinf(exact), 0.0, exact) if infinite else exact
+        array = rounded(known, dtype)
+        if infinite:
+            array = np.where(np.isinf(exact), exact.astype(array.dtype), array)
+        value.const_value = ir.tensor(array, name=name, dtype=dtype)
         value.meta["exact"] = exact
         return value
 

@@ -5,11 +5,11 @@ or x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of the factors. It
 element type rounds them, and must not give the product more axes than x has.
 
 Refused:
-    1. The norm already has an activation.
+    1. The norm already has an activation, but for a relu behind a relu, which changes nothing.
     2. The norm's output has readers besides the activation, or is a graph output.
     3. The norm stands in another graph than the activation.
     4. It is a filter response norm with a threshold, which comes after its activation: act(max(y, tau)) is another
-       thing than max(act(y), tau).
+       thing than max(act(y), tau), but for relu.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class FuseActivation(Rule):
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
         """An activation whose input is the output of a norm that has the attribute."""
-        found = _activation(node)
+        found = read_activation(node)
         if found is None:
             return None
         name, x, inner = found
@@ -64,11 +64,12 @@ class FuseActivation(Rule):
         """Reasons 1 to 4 of the module."""
         norm = match["norm"]
         present = attribute(norm, "activation", "none")
-        if present != "none":
+        name = match.facts["activation"]
+        if present != "none" and not present == name == "relu":
             raise Refusal("the norm already has an activation", activation=present)
         if norm.graph is not context.graph:
             raise Refusal("the norm stands in an outer graph")
-        if norm.op_type == "FilterResponseNorm" and not _is_without_threshold(norm):
+        if norm.op_type.endswith("FilterResponseNorm") and name != "relu" and not is_without_threshold(norm):
             raise Refusal("the norm's threshold comes after its activation", tau=_name(norm.inputs[-1]))
         if norm.outputs[0].is_graph_output():
             raise Refusal("the norm's own result is a graph output", output=norm.outputs[0].name)
@@ -100,14 +101,14 @@ class FuseActivation(Rule):
 
     def _rounding(self, match: Match) -> float:
         """What the constants of a decomposed gelu lost to the model's type."""
-        return 4 * _precision(match["norm"].outputs[0]) if len(match.nodes) > 3 else 0.0
+        return constants_precision(match["norm"].outputs[0]) if len(match.nodes) > 3 else 0.0
 
     def subject(self, match: Match) -> ir.Node:
         """Refusals are about the norm."""
         return match["norm"]
 
 
-def _is_without_threshold(norm: ir.Node) -> bool:
+def is_without_threshold(norm: ir.Node) -> bool:
     """Whether tau, the last input, is a constant of -inf that nobody can override."""
     tensor = tensor_of(norm.inputs[-1])
     return tensor is not None and bool(np.isneginf(np.asarray(tensor, np.float64)).all())
@@ -117,7 +118,12 @@ def _name(value: ir.Value | None) -> str | None:
     return None if value is None else value.name
 
 
-def _activation(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
+def constants_precision(x: ir.Value) -> float:
+    """What the constants of a decomposed gelu may have lost to the element type."""
+    return 4 * _precision(x)
+
+
+def read_activation(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
     """(name, input, inner nodes) when the node is the last of an activation."""
     x = node.inputs[0] if node.inputs else None
     if x is None:

@@ -1,7 +1,8 @@
-"""Reads what a graph computes as c * (m + e)^p, where m is the mean of the squares of one tensor over some axes.
+"""Reads what a graph computes as c * max(m + e, f)^p, where m is the mean of the squares of one tensor over some axes.
 
 Every spelling of a root mean square is of that form: Pow(x, 2), Mul(x, x), ReduceL2, ReduceSumSquare, a sum divided by
-the count, Sqrt, Reciprocal, 1 / v, Pow(v, -0.5), scalar factors anywhere. So a rule compares three numbers.
+the count, means taken axis by axis, GlobalAveragePool, Sqrt, Reciprocal, 1 / v, Pow(v, -0.5), a clamp, scalar factors
+anywhere. So a rule compares four numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxnorm.passes.graph import attribute, is_op, scalar_of, sole_consumer, tensor_of
+from onnxnorm.passes.fuse.sizes import same_sizes, shape_nodes, sole_reader
+from onnxnorm.passes.graph import attribute, is_op, scalar_of, tensor_of
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 #: Casts that change no value, and back: what each type holds exactly.
@@ -26,7 +28,8 @@ _HOLDS = {
 }
 #: Longer chains of operators are not followed.
 _DEEPEST = 12
-_REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2"})
+_REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "GlobalAveragePool"})
+_MEANS = ("ReduceMean", "GlobalAveragePool")
 
 
 def holds(wide: ir.DataType | None, narrow: ir.DataType | None) -> bool:
@@ -36,13 +39,15 @@ def holds(wide: ir.DataType | None, narrow: ir.DataType | None) -> bool:
 
 @dataclass(frozen=True)
 class Power:
-    """``factor * (mean(source^2 over axes) + epsilon)^exponent``, multiplied by ``weights``.
+    """``factor * max(mean(source^2 over axes) + epsilon, floor)^exponent``, multiplied by ``weights``.
 
     Attributes:
         source: the tensor whose squares are averaged, before casts that widen it.
         axes: ascending non-negative numbers.
+        floor: what the mean with epsilon is clamped to from below; 0 where it is not.
+        total: it is the sum, not the mean: the number of values is not known.
         nodes: what computes it, last first; each is read by the next one only.
-        shared: nodes before the reduction that others may read too.
+        shared: nodes before the reduction that others may read too, and those that compute shapes.
         weights: tensors that it is multiplied by on the way.
         dtypes: element types on the way.
         dropped: the axes have been taken away (keepdims=0) and not been put back.
@@ -56,6 +61,8 @@ class Power:
     factor: float = 1.0
     epsilon: float = 0.0
     exponent: float = 1.0
+    floor: float = 0.0
+    total: bool = False
     nodes: tuple[ir.Node, ...] = ()
     shared: tuple[ir.Node, ...] = ()
     weights: tuple[ir.Value, ...] = ()
@@ -87,13 +94,27 @@ class Power:
             return self
         if self.exponent != 1.0 or self.weights:
             return replace(self, problem=self.problem or "epsilon is added outside the root")
+        if self.floor:
+            return replace(self, problem=self.problem or "epsilon is added to what has been clamped")
         return replace(self, epsilon=self.epsilon + number / self.factor)
 
     def at_least(self, number: float) -> Power:
         """Clamped from below; a clamp at 0 or less does nothing to what is never negative."""
-        if number <= 0 and self.factor > 0 and self.epsilon >= 0 and not self.weights:
+        if self.weights or self.factor <= 0:
+            return replace(self, problem=self.problem or "the root mean square is clamped behind a weight")
+        if number <= 0 and self.epsilon >= 0:
             return self
-        return replace(self, problem=self.problem or "the root mean square is clamped, which is no epsilon in the root")
+        if number <= 0 or self.exponent <= 0:
+            return replace(self, problem=self.problem or "the inverse of the root mean square is clamped")
+        return replace(self, floor=max(self.floor, (number / self.factor) ** (1.0 / self.exponent)))
+
+    @property
+    def count(self) -> int | None:
+        """How many values the mean is over; None where that is not known."""
+        shape = self.source.shape
+        sizes = [] if shape is None else [shape[axis] for axis in self.axes]
+        known = [size for size in sizes if isinstance(size, int)]
+        return math.prod(known) if known and len(known) == len(self.axes) else None
 
 
 def without_casts(value: ir.Value) -> ir.Value:
@@ -107,19 +128,27 @@ def without_casts(value: ir.Value) -> ir.Value:
     return value
 
 
-def read_power(value: ir.Value | None, opset: int, depth: int = 0) -> Power | None:
-    """What ``value`` is as a power of a mean square, None when it is none."""
+def read_power(value: ir.Value | None, opset: int, depth: int = 0, private: bool = True) -> Power | None:
+    """What ``value`` is as a power of a mean square, None when it is none.
+
+    Args:
+        value: the value to read.
+        opset: version of the standard domain.
+        depth: how many operators lie behind it.
+        private: whether it is a problem when ``value`` itself has several readers.
+
+    """
     node = value.producer() if value is not None else None
     if value is None or node is None or value.dtype not in FLOAT_TYPES or depth > _DEEPEST:
         return None
     reader = _READERS.get(node.op_type) if is_op(node, node.op_type) else None
-    found = _reduction(node, opset) if node.op_type in _REDUCTIONS and is_op(node, node.op_type) else None
+    found = _reduction(node, opset, depth + 1) if node.op_type in _REDUCTIONS and is_op(node, node.op_type) else None
     if found is None and reader is not None:
         found = reader(node, opset, depth + 1)
     if found is None:
         return None
     problem = found.problem
-    if sole_consumer(value) is None:
+    if private and sole_reader(value) is None:
         problem = problem or "an inner value has other readers"
     return replace(found, nodes=(node, *found.nodes), dtypes=found.dtypes | {value.dtype}, problem=problem)
 
@@ -137,30 +166,41 @@ def _number(value: ir.Value | None, beside: ir.Value | None) -> float | None:
 # --- the mean of squares ------------------------------------------------------------------------------------------
 
 
-def _reduction(node: ir.Node, opset: int) -> Power | None:
+def _reduction(node: ir.Node, opset: int, depth: int) -> Power | None:
     """A reduction of squares over static axes."""
     inner = node.inputs[0]
     if inner is None or inner.shape is None or inner.dtype not in FLOAT_TYPES:
         return None
-    axes = _axes(node, opset, len(inner.shape))
+    axes = reduced_axes(node, opset, len(inner.shape))
     square = _Square(inner) if node.op_type in ("ReduceSumSquare", "ReduceL2") else _square(inner)
-    if not axes or square is None:
+    if not axes:
         return None
-    sizes = [inner.shape[axis] for axis in axes]
-    if not all(isinstance(size, int) for size in sizes):
-        if node.op_type != "ReduceMean":
-            return None  # a sum is a mean times a count that is not known
-        sizes = [1]
-    count = math.prod(int(size) for size in sizes if isinstance(size, int))
+    if square is None:
+        return _further(node, axes, opset, depth)
     power = Power(
         without_casts(square.of),
         axes,
-        factor=1.0 if node.op_type == "ReduceMean" else float(count),
         shared=square.nodes,
         dtypes=frozenset(square.dtypes),
         dropped=not attribute(node, "keepdims", 1),
     )
+    if node.op_type not in _MEANS:
+        power = replace(power, total=True) if power.count is None else power.times(float(power.count))
     return power.power(0.5) if node.op_type == "ReduceL2" else power
+
+
+def _further(node: ir.Node, axes: tuple[int, ...], opset: int, depth: int) -> Power | None:
+    """A mean square over some axes, averaged over more of them."""
+    power = read_power(node.inputs[0], opset, depth)
+    if power is None or power.exponent != 1.0 or power.epsilon or power.floor or power.weights or power.expanded:
+        return None
+    keeps = bool(attribute(node, "keepdims", 1))
+    rank = len(power.source.shape or ())
+    left = [axis for axis in range(rank) if axis not in power.axes] if power.dropped else list(range(rank))
+    added = tuple(left[axis] for axis in axes)
+    if power.total or node.op_type not in _MEANS or power.dropped == keeps or set(added) & set(power.axes):
+        return None
+    return replace(power, axes=tuple(sorted((*power.axes, *added))), dropped=not keeps)
 
 
 @dataclass(frozen=True)
@@ -195,8 +235,10 @@ def _square(value: ir.Value) -> _Square | None:
     return _Square(x, tuple(nodes), (*dtypes, value.dtype)) if twice or squared else None
 
 
-def _axes(node: ir.Node, opset: int, rank: int) -> tuple[int, ...] | None:
+def reduced_axes(node: ir.Node, opset: int, rank: int) -> tuple[int, ...] | None:
     """The reduced axes as ascending numbers; None when they are not constant."""
+    if node.op_type == "GlobalAveragePool":
+        return tuple(range(2, rank))
     since = 13 if node.op_type == "ReduceSum" else 18
     given: Sequence[int] | None
     if opset >= since:
@@ -252,9 +294,18 @@ def _mul(node: ir.Node, opset: int, depth: int) -> Power | None:
 
 def _weighted(power: Power, weight: ir.Value) -> Power | None:
     """Multiplied by a tensor, which is a weight of the norm only behind the root."""
+    if power.exponent > 0:
+        return _scaled_at_run_time(power, weight)
     if not power.broadcasts or power.exponent != -0.5:
         return None
     return replace(power, weights=(*power.weights, weight))
+
+
+def _scaled_at_run_time(power: Power, number: ir.Value | None) -> Power | None:
+    """Multiplied or divided by a number that is no constant, as in an unbiased variance of any number of values."""
+    if number is None or number.shape is None or any(size != 1 for size in number.shape):
+        return None
+    return replace(power, problem=power.problem or "the mean square has a factor that is computed at run time")
 
 
 def _div(node: ir.Node, opset: int, depth: int) -> Power | None:
@@ -264,7 +315,10 @@ def _div(node: ir.Node, opset: int, depth: int) -> Power | None:
         inner = read_power(top, opset, depth) if number else None
         return None if inner is None else inner.times(1.0 / number)
     inner = read_power(bottom, opset, depth)
-    if inner is None or top is None:
+    if inner is None:
+        inner = read_power(top, opset, depth)
+        return None if inner is None or inner.exponent < 0 else _scaled_at_run_time(inner, bottom)
+    if top is None:
         return None
     number = _number(top, bottom)
     inverse = inner.power(-1.0)
@@ -305,7 +359,8 @@ def _expand(node: ir.Node, opset: int, depth: int) -> Power | None:
     shape = node.outputs[0].shape
     if inner is None or shape is None or not inner.broadcasts:
         return None
-    return replace(inner, dropped=False, expanded=(*inner.expanded, shape))
+    shared = (*inner.shared, *shape_nodes(node))
+    return replace(inner, dropped=False, expanded=(*inner.expanded, shape), shared=shared)
 
 
 def _unsqueeze(node: ir.Node, opset: int, depth: int) -> Power | None:
@@ -319,6 +374,31 @@ def _unsqueeze(node: ir.Node, opset: int, depth: int) -> Power | None:
     return replace(inner, dropped=False) if axes == inner.axes else None
 
 
+def _reshape(node: ir.Node, opset: int, depth: int) -> Power | None:
+    """Puts back the axes that a reduction took away, or those that were flattened before it; or changes nothing."""
+    inner = read_power(node.inputs[0], opset, depth)
+    shape = node.outputs[0].shape
+    source = None if inner is None else inner.source
+    if inner is None or shape is None or source is None or source.shape is None or inner.expanded:
+        return None
+    if same_sizes([1 if axis in inner.axes else size for axis, size in enumerate(source.shape)], list(shape)):
+        return replace(inner, dropped=False, shared=(*inner.shared, *shape_nodes(node)))
+    flat = source.producer()
+    x = flat.inputs[0] if flat is not None and is_op(flat, "Reshape") else None
+    if x is None or x.shape is None or inner.axes != (len(source.shape) - 1,):
+        return None
+    kept = len(source.shape) - 1  # the axes behind it were flattened into one
+    ones = [1] * (len(x.shape) - kept)
+    if not ones or not same_sizes(list(x.shape)[:kept], list(source.shape)[:kept], 0):
+        return None
+    if not same_sizes([*list(x.shape)[:kept], *ones], list(shape)):
+        return None
+    axes = tuple(range(kept, len(x.shape)))
+    assert flat is not None
+    shared = (*inner.shared, flat, *shape_nodes(flat), *shape_nodes(node))
+    return replace(inner, source=without_casts(x), axes=axes, shared=shared, dropped=False)
+
+
 _READERS = {
     "Add": _add,
     "Cast": _passed,
@@ -330,6 +410,7 @@ _READERS = {
     "Mul": _mul,
     "Pow": _pow,
     "Reciprocal": _reciprocal,
+    "Reshape": _reshape,
     "Sqrt": _sqrt,
     "Unsqueeze": _unsqueeze,
 }

@@ -1,5 +1,7 @@
 """fuse/rms-norm-weight: RMSNorm(x, s) * w = RMSNorm(x, s * w), and RMSNorm(x, s) / c = RMSNorm(x, s / c) for a scalar.
 
+L2Norm, which has the same inputs, likewise.
+
 w is constant, a graph input or computed; where s is all ones it is taken as it is, so that nothing is rounded.
 
 Refused:
@@ -25,6 +27,8 @@ from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, rou
 from onnxnorm.runtime.arrays import float_info
 from onnxnorm.spec.record import DOMAIN
 
+_NORMS = ("RMSNorm", "L2Norm")
+
 
 class FuseRMSNormWeight(Rule):
     """See the module."""
@@ -34,10 +38,10 @@ class FuseRMSNormWeight(Rule):
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
-        """A product with an RMSNorm's result, or that divided by a scalar."""
+        """A product with the norm's result, or that divided by a scalar."""
         for y, weight in _operands(node):
             norm = y.producer()
-            if norm is not None and norm.domain == DOMAIN and norm.op_type == "RMSNorm" and weight is not y:
+            if norm is not None and norm.domain == DOMAIN and norm.op_type in _NORMS and weight is not y:
                 return Match({"norm": norm, "product": node}, {"weight": weight})
         return None
 
@@ -55,7 +59,7 @@ class FuseRMSNormWeight(Rule):
         norm, product = match["norm"], match["product"]
         nodes: list[ir.Node] = []
         scale = _scale(norm, match.facts["weight"], product, context, nodes)
-        new = ir.node("RMSNorm", [norm.inputs[0], scale], norm.attributes, domain=DOMAIN, name=norm.name)
+        new = ir.node(norm.op_type, [norm.inputs[0], scale], norm.attributes, domain=DOMAIN, name=norm.name)
         result = Replacement([*nodes, new], {product.outputs[0]: new.outputs[0]}, [norm, product], norm, into=norm.name)
         result.tolerance = 4 * float(float_info(scale.dtype.numpy()).eps) if scale.dtype is not None else 1e-9
         return result
@@ -116,7 +120,7 @@ def _scale(norm: ir.Node, weight: ir.Value, product: ir.Node, context: Context, 
         wide = factor.astype(np.float64).reshape(shape)
         with np.errstate(all="ignore"):
             exact = before.astype(np.float64) * (wide if product.op_type == "Mul" else 1.0 / wide)
-        _check_digits(exact, old.dtype)
+        check_digits(exact, old.dtype)
         return context.constant(f"{node_name(norm)}_scale", exact, old.dtype)
     if not ones or before is None:
         raise Refusal("the norm's scale and the weight are not both constant", scale=old.name, weight=weight.name)
@@ -131,7 +135,7 @@ def _scale(norm: ir.Node, weight: ir.Value, product: ir.Node, context: Context, 
     return made
 
 
-def _check_digits(exact: npt.NDArray[Any], dtype: ir.DataType) -> None:
+def check_digits(exact: npt.NDArray[Any], dtype: ir.DataType) -> None:
     """Refusal (reason 5) when rounding to ``dtype`` loses more than its precision."""
     lost = np.abs(rounded(exact, dtype).astype(np.float64) - exact)
     wrong = lost > float(float_info(dtype.numpy()).eps) * np.abs(exact)

@@ -158,8 +158,16 @@ def test_gate_with_another_reader_stays(lab: Any) -> None:
 
 def test_refuses_a_second_activation(lab: Any, refused: Any) -> None:
     norm = NORM.replace('"none"', '"relu"')
-    outcome = refused(build(lab, "y = Relu (n)", norm=norm), RULE, "the norm already has an activation")
+    outcome = refused(
+        build(lab, "s = Sigmoid (n) y = Mul (n, s)", norm=norm), RULE, "the norm already has an activation"
+    )
     assert outcome.only.values == {"activation": "relu"}
+
+
+def test_a_relu_behind_a_relu_changes_nothing(lab: Any) -> None:
+    outcome = lab.optimize(build(lab, "r = Relu (n) y = Relu (r)"))
+    assert outcome.ops == ["GroupNorm"]
+    lab.same(outcome, {"x": lab.array(2, 6, 4, 3)})
 
 
 def test_the_second_of_two_activations_stays(lab: Any) -> None:
@@ -229,13 +237,24 @@ FILTER_RESPONSE_NORM = (
 )
 
 
-@pytest.mark.parametrize("tail", ["y = Relu (n)", "s = Sigmoid (n) y = Mul (n, s)"])
+@pytest.mark.parametrize("tail", ["y = Gelu (n)", "s = Sigmoid (n) y = Mul (n, s)"])
 def test_refuses_a_threshold_behind_the_activation(lab: Any, refused: Any, tail: str) -> None:
     tau = np.array([-math.inf, -math.inf, 0.5, -0.5, -math.inf, 0.0], np.float32)
     model = build(lab, tail, norm=FILTER_RESPONSE_NORM, tau=tau)
     outcome = refused(model, RULE, "the norm's threshold comes after its activation")
     assert outcome.only.values == {"tau": "tau"}
     lab.same(outcome, {"x": lab.array(2, 6, 4, 3, seed=9)})
+
+
+def test_relu_may_come_behind_the_threshold(lab: Any) -> None:
+    """relu(max(y, tau)) = max(relu(y), tau) for every tau."""
+    tau = np.array([-math.inf, -1.5, 0.5, -0.5, 2.0, 0.0], np.float32)
+    outcome = lab.optimize(build(lab, "y = Relu (n)", norm=FILTER_RESPONSE_NORM, tau=tau))
+    assert outcome.ops == ["FilterResponseNorm"]
+    x = lab.array(2, 6, 4, 3, seed=9)
+    x[0, 0, 0, 0] = math.nan
+    lab.same(outcome, {"x": x})
+    lab.same_in_ort(outcome, {"x": x})
 
 
 def test_no_threshold_is_no_hindrance(lab: Any) -> None:

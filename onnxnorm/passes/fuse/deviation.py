@@ -1,0 +1,142 @@
+"""Reads what a graph computes as a power of the variance of groups of channels, in the shape of the tensor.
+
+    factor * (var(x over group and positions) + epsilon)^exponent
+
+The variance is the mean of squares of what is left of x when its mean over the same values is taken away. The groups
+are cut out by a Reshape to (N, G, ...), and put together by another one; without them x itself is reduced, over all
+positions (a group per channel) or all channels and positions (one group).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxnorm.passes.fuse.product import same_shape
+from onnxnorm.passes.fuse.rms_norm_power import Power, read_power, reduced_axes, without_casts
+from onnxnorm.passes.fuse.sizes import keeps_shape, position_axes, same_size, same_sizes, shape_nodes, sole_reader
+from onnxnorm.passes.graph import attribute, is_op
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """See the module.
+
+    Attributes:
+        x: the tensor, (N, C, *) or (N, *, C).
+        num_groups: G; None for one group per channel.
+        channels_last: the layout; only for one group per channel and for one group.
+        power: the power of the mean square of the centred values, with its nodes.
+        nodes: what is computed besides the power's nodes, and is read by these alone.
+        shared: what computes the shapes of the Reshapes.
+        problem: why it is none, for a Refusal.
+
+    """
+
+    x: ir.Value
+    num_groups: int | None
+    channels_last: bool
+    power: Power
+    nodes: tuple[ir.Node, ...]
+    problem: str | None = None
+    shared: tuple[ir.Node, ...] = ()
+
+
+def read_deviation(value: ir.Value, opset: int) -> Deviation | None:
+    """What ``value`` is as a power of a variance, None when it is none."""
+    nodes: list[ir.Node] = []
+    inner = _behind_casts(value, nodes)
+    joined = inner.producer()
+    grouped = joined is not None and is_op(joined, "Reshape") and joined.inputs[0] is not None
+    if grouped:
+        assert joined is not None
+        nodes.append(joined)
+        inner = joined.inputs[0]  # type: ignore[assignment]
+    power = read_power(inner, opset)
+    if power is None:
+        return None
+    centred = _centred(power, opset)
+    if centred is None:
+        return None
+    source, centring = centred
+    nodes += centring
+    problem = power.problem or (None if sole_reader(value) is not None else "an inner value has other readers")
+    if not grouped:
+        return _ungrouped(source, power, nodes, problem)
+    split = without_casts(source).producer()
+    if split is None or not is_op(split, "Reshape") or split.inputs[0] is None or source.shape is None:
+        return None
+    x, widened = split.inputs[0], _casts_before(source, split)
+    assert joined is not None
+    problem = problem or _grouping_problem(x, split, joined, power, inner)
+    groups = source.shape[1] if len(source.shape) > 2 else None
+    if not isinstance(groups, int):
+        return None
+    shared = (*shape_nodes(split), *shape_nodes(joined))
+    return Deviation(x, groups, False, power, (*nodes, *widened, split), problem, shared)
+
+
+def _behind_casts(value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
+    """The value before casts between floats, which are added to ``nodes``."""
+    producer = value.producer()
+    while producer is not None and (is_op(producer, "Cast") or is_op(producer, "CastLike")):
+        if producer.inputs[0] is None:
+            break
+        nodes.append(producer)
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
+
+
+def _casts_before(source: ir.Value, split: ir.Node) -> list[ir.Node]:
+    """The casts between the Reshape and what is reduced."""
+    nodes: list[ir.Node] = []
+    node = source.producer()
+    while node is not None and node is not split and node.inputs[0] is not None:
+        nodes.append(node)
+        node = node.inputs[0].producer()
+    return nodes
+
+
+def _centred(power: Power, opset: int) -> tuple[ir.Value, list[ir.Node]] | None:
+    """The tensor whose variance the power's mean square is, with the nodes that take the mean away."""
+    sub = power.source.producer()
+    if sub is None or not is_op(sub, "Sub") or None in sub.inputs[:2]:
+        return None
+    source, mean = sub.inputs[0], sub.inputs[1]
+    assert source is not None
+    node = mean.producer() if mean is not None else None
+    if node is None or not is_op(node, "ReduceMean") or source.shape is None or not attribute(node, "keepdims", 1):
+        return None
+    if node.inputs[0] is not source or reduced_axes(node, opset, len(source.shape)) != power.axes:
+        return None
+    return source, [sub, node]
+
+
+def _ungrouped(source: ir.Value, power: Power, nodes: list[ir.Node], problem: str | None) -> Deviation | None:
+    """A group per channel, or one group."""
+    x = without_casts(source)
+    rank = len(source.shape or ())
+    for last in (False, True):
+        if rank > 2 and power.axes == position_axes(rank, last):
+            return Deviation(x, None, last, power, tuple(nodes), problem)
+    if rank > 2 and power.axes == tuple(range(1, rank)):
+        return Deviation(x, 1, False, power, tuple(nodes), problem)
+    return None
+
+
+def _grouping_problem(x: ir.Value, split: ir.Node, joined: ir.Node, power: Power, inner: ir.Value) -> str | None:
+    """Why the two Reshapes do not cut the channels into groups and put these together."""
+    parts = split.outputs[0].shape
+    if x.shape is None or parts is None or len(x.shape) < 2 or not same_size(parts[0], x.shape[0]):
+        return "the number of items behind the Reshape is not known to be that of x"
+    if power.axes != tuple(range(2, len(parts))):
+        return "the variance is not over all that is in a group"
+    if not power.expanded or not all(same_shape(shape, parts) for shape in power.expanded):
+        return "the deviation is not broadcast to the shape of the groups"
+    if inner.shape is None or not same_sizes(list(inner.shape), list(parts)):
+        return "the deviation is not broadcast to the shape of the groups"
+    if not keeps_shape(joined, x):  # which also tells that there are as many elements
+        return "the deviation is brought to a shape that is not known to be that of x"
+    return None
