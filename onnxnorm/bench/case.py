@@ -18,7 +18,8 @@ import numpy as np
 from onnxnorm.errors import UsageError
 from onnxnorm.norms import all_specs
 from onnxnorm.runtime.arrays import Array
-from onnxnorm.spec.record import ACTIVATIONS, FLOAT_DTYPES, FloatArray, NormSpec, NormValueError
+from onnxnorm.spec.blocked import PREFIX as BLOCKED
+from onnxnorm.spec.record import ACTIVATIONS, FLOAT_DTYPES, AttributeSpec, FloatArray, NormSpec, NormValueError
 from onnxnorm.spec.sample_model import ELEMENT_TYPES
 
 #: Groups of a shape that was given without any: ``torch.nn.GroupNorm(32, C)`` is what most networks have.
@@ -85,6 +86,11 @@ class Case:
         return math.prod(self.shape)
 
     @property
+    def channels(self) -> int:
+        """Channel count of X, for ops that have channels."""
+        return self.shape[-1 if self.channels_last else min(1, len(self.shape) - 1)]
+
+    @property
     def bytes(self) -> int:
         """Size of X in bytes."""
         return self.elements * ELEMENT_TYPES[self.dtype].numpy().itemsize
@@ -97,7 +103,7 @@ class Case:
     @property
     def attributes(self) -> dict[str, Any]:
         """The attributes of the op's node."""
-        return {item.name: _ATTRIBUTES.get(item.name, _first_choice(item))(self) for item in self.spec.attributes}
+        return {item.name: (_ATTRIBUTES.get(item.name) or _first_choice(item))(self) for item in self.spec.attributes}
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,10 @@ class Data:
 
 
 def inference_specs() -> Mapping[str, NormSpec]:
-    """The ops that are measured: all but those of training graphs."""
-    return {name: spec for name, spec in all_specs().items() if not spec.has_state}
+    """The ops that are measured: all but those of training graphs and the blocked forms, whose layout no other
+    candidate has.
+    """
+    return {name: spec for name, spec in all_specs().items() if not spec.has_state and not name.startswith(BLOCKED)}
 
 
 def check_case(case: Case) -> None:
@@ -146,7 +154,10 @@ def check_case(case: Case) -> None:
 def _check_op(op: str) -> None:
     specs = inference_specs()
     if op not in specs:
-        what = "is an op of training graphs" if op in all_specs() else "is no op of onnxnorm"
+        spec = all_specs().get(op)
+        what = "is no op of onnxnorm" if spec is None else "is measured in whole models only"
+        if spec is not None and spec.has_state:
+            what = "is an op of training graphs"
         raise UsageError(f"{op} {what}; bench measures {', '.join(specs)}")
 
 
@@ -250,15 +261,16 @@ _ATTRIBUTES: dict[str, Callable[[Case], Any]] = {
 }
 
 
-def _first_choice(item: Any) -> Callable[[Case], Any]:
+def _first_choice(item: AttributeSpec) -> Callable[[Case], Any]:
     """The value of an attribute that says nothing about speed: the first of its choices."""
+    if not item.choices:
+        raise UsageError(f"onnxnorm.bench.case does not know what to write for the attribute {item.name}")
     return lambda case: item.choices[0]
 
 
 def _shapes(case: Case) -> list[tuple[int, ...]]:
     """Shapes of the inputs, from the words of their record."""
     attributes = case.attributes
-    channels = case.shape[-1 if case.channels_last else min(1, len(case.shape) - 1)]
     axes = attributes.get("axes", ())
     outside = [axis for axis in axes if not -len(case.shape) <= axis < len(case.shape)]
     if outside:
@@ -269,7 +281,7 @@ def _shapes(case: Case) -> list[tuple[int, ...]]:
         if index == 0 or item.name == "skip":
             found.append(case.shape)
         elif item.shape == "C":
-            found.append((channels,))
+            found.append((case.channels,))
         elif item.shape.isdecimal():
             found.append((int(item.shape),))
         else:
