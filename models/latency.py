@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.contention import waited_seconds
+from onnxnorm.bench.contention import waited_seconds
 
 BATCH = 32
 #: Threads within one operator, for PyTorch and ONNX Runtime alike.
