@@ -92,7 +92,8 @@ def input_dtype(item: Any) -> np.dtype[Any]:
     dtype = _TYPES.get(item.type)
     if dtype is None:
         raise UsageError(f"input {item.name!r} is a {item.type}, which cannot be read from a .npy file")
-    return np.dtype(dtype)
+    found: np.dtype[Any] = np.dtype(dtype)
+    return found
 
 
 def _as_bfloat16(array: Array) -> Array:
