@@ -192,35 +192,35 @@ def _switchable_norm() -> list[Case]:
 
 
 def _filter_response_norm() -> list[Case]:
-    row, image = "filter-response-norm", (4, C, 5, 6)
+    row, image, leaves = "filter-response-norm", (4, C, 5, 6), ("FilterResponseNorm",)
     return [
         *_family(row, _three("FilterResponseNorm"), ("Conv", "FilterResponseNorm"), None),
         Case(row, "without-threshold", alone(lambda: nn.Sequential(own.FilterResponseNorm2d(C, tlu=False), nn.SiLU())),
-             image, "2d", ("FilterResponseNorm",)),
-        Case(row, "timm-threshold", alone(lambda: _timm_norm("FilterResponseNormTlu2d", C)), image, "2d"),
-        Case(row, "timm-activation", alone(lambda: _timm_norm("FilterResponseNormAct2d", C)), image, "2d"),
-        Case(row, "by-hand", lambda: hand.HandFilterResponseNorm(C), image, "2d", types=True),
+             image, "2d", leaves),
+        Case(row, "timm-threshold", alone(lambda: _timm_norm("FilterResponseNormTlu2d", C)), image, "2d", leaves),
+        Case(row, "timm-activation", alone(lambda: _timm_norm("FilterResponseNormAct2d", C)), image, "2d", leaves),
+        Case(row, "by-hand", lambda: hand.HandFilterResponseNorm(C), image, "2d", leaves, types=True),
     ]  # fmt: skip
 
 
 def _evo_norm() -> list[Case]:
-    row, image = "evo-norm", (4, C, 5, 6)
+    row, image, leaves = "evo-norm", (4, C, 5, 6), ("EvoNormS0",)
     kinds = {place: getattr(own, f"EvoNorm{place}S0") for place in CONV}
     return [
         *_family(row, kinds, ("Conv", "EvoNormS0"), None, num_groups=2),
-        Case(row, "timm", alone(lambda: _timm_norm("EvoNorm2dS0", C, groups=3)), image, "2d"),
-        Case(row, "by-hand", lambda: hand.HandEvoNormS0(C, 3), image, "2d", types=True),
+        Case(row, "timm", alone(lambda: _timm_norm("EvoNorm2dS0", C, groups=3)), image, "2d", leaves),
+        Case(row, "by-hand", lambda: hand.HandEvoNormS0(C, 3), image, "2d", leaves, types=True),
     ]
 
 
 def _global_response_norm() -> list[Case]:
-    row, image = "global-response-norm", (4, 5, 6, C)
+    row, image, leaves = "global-response-norm", (4, 5, 6, C), ("GlobalResponseNorm",)
     last = alone(lambda: nn.Sequential(nn.Linear(C, C), nn.GELU(), own.GlobalResponseNorm(C, channels_last=True)))
     return [
         *_family(row, dict.fromkeys(CONV, own.GlobalResponseNorm), ("Conv", "GlobalResponseNorm"), None),
-        Case(row, "channels-last", last, image, "2d"),
-        Case(row, "timm", alone(lambda: _timm_norm("GlobalResponseNorm", C)), image, "2d"),
-        Case(row, "by-hand", lambda: hand.HandGlobalResponseNorm(C), image, "2d", types=True),
+        Case(row, "channels-last", last, image, "2d", ("MatMul", "Add", "GlobalResponseNorm")),
+        Case(row, "timm", alone(lambda: _timm_norm("GlobalResponseNorm", C)), image, "2d", leaves),
+        Case(row, "by-hand", lambda: hand.HandGlobalResponseNorm(C), image, "2d", leaves, types=True),
     ]
 
 
@@ -341,13 +341,21 @@ def _input_normalization() -> list[Case]:
         padded = lambda k=kind: own.prepend(k(**channels).fit(_data(20, 3, 7, 6)), nn.Conv2d(3, C, 3, padding=1))  # noqa: E731
         cases.append(Case(row, "padded", padded, SHAPES["2d"], "Conv 2d", ("Add", "Conv")))
     cases += [
-        Case("unit-length", f"p-{p:g}", lambda p=p: own.UnitLength(p), (4, 5), "any axis", types=True)
+        Case(
+            "unit-length",
+            f"p-{p:g}",
+            lambda p=p: own.UnitLength(p),
+            (4, 5),
+            "any axis",
+            ("L2Norm",) if p == 2.0 else None,
+            types=True,
+        )
         for p in (1.0, 2.0, 3.0, float("inf"))
     ]
-    cases.append(Case("unit-length", "channels", lambda: own.UnitLength(axis=1), (4, 3, 5, 6), "any axis"))
+    cases.append(Case("unit-length", "channels", lambda: own.UnitLength(axis=1), (4, 3, 5, 6), "any axis", ("L2Norm",)))
     scaled = alone(lambda: own.L2Norm2d(3))
     cases.append(Case("unit-length", "scaled", scaled, (4, 3, 5, 6), "any axis", ("L2Norm",)))
-    cases.append(Case("unit-length", "by-hand", lambda: hand.HandUnitLength(2.0), (4, 5), "any axis"))
+    cases.append(Case("unit-length", "by-hand", lambda: hand.HandUnitLength(2.0), (4, 5), "any axis", ("L2Norm",)))
     for label, kind in (("pca", own.PCADecorrelation), ("pca-whitening", own.PCAWhitening), ("zca", own.ZCAWhitening)):
         before_linear = lambda k=kind: own.prepend(k().fit(_data(50, 3)), nn.Linear(3, C))  # noqa: E731
         bare = lambda k=kind: k().fit(_data(50, 3))  # noqa: E731

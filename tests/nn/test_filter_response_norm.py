@@ -107,12 +107,18 @@ def test_export(tmp_path: Path, kind: type[nn.Module], shape: tuple[int, ...], d
         assert [node.op_type for node in model.graph.node] == ["FilterResponseNorm"]
 
 
-def test_an_activation_is_fused_where_no_threshold_stands_between(tmp_path: Path) -> None:
-    for tlu, activation in ((False, nn.SiLU()), (False, nn.ReLU()), (True, nn.SiLU()), (True, nn.ReLU())):
-        module = nn.Sequential(filled(FilterResponseNorm2d(6, tlu=tlu)), activation).float().eval()
-        model = assert_export_equals(tmp_path, module, [(2, 6, 5, 4)], torch.float32)
-        if tlu:
-            assert model.graph.node[0].op_type == "FilterResponseNorm"
-            assert len(model.graph.node) > 1
-        else:
-            assert attributes_of(model)["activation"] in (b"silu", b"relu")
+@pytest.mark.parametrize(
+    ("tlu", "activation", "fused"),
+    [(False, nn.SiLU(), b"silu"), (False, nn.ReLU(), b"relu"), (True, nn.SiLU(), None), (True, nn.ReLU(), b"relu")],
+)
+def test_an_activation_is_fused_unless_a_threshold_stands_between(
+    tmp_path: Path, tlu: bool, activation: nn.Module, fused: bytes | None
+) -> None:
+    """ReLU may come before the threshold just as well: max(relu(y), tau) = relu(max(y, tau))."""
+    module = nn.Sequential(filled(FilterResponseNorm2d(6, tlu=tlu)), activation).float().eval()
+    model = assert_export_equals(tmp_path, module, [(2, 6, 5, 4)], torch.float32)
+    if fused is None:
+        assert model.graph.node[0].op_type == "FilterResponseNorm"
+        assert len(model.graph.node) > 1
+    else:
+        assert attributes_of(model)["activation"] == fused
