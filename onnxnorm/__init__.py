@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxnorm import nn
+    from onnxnorm.compilation.compile import compile
     from onnxnorm.errors import ExportError, ModelError, OnnxnormError, RuntimeUnavailable, UsageError
     from onnxnorm.exporter.export import export
     from onnxnorm.parity import check
@@ -26,6 +27,7 @@ _HOMES = {
     "RuntimeUnavailable": "onnxnorm.errors",
     "UsageError": "onnxnorm.errors",
     "check": "onnxnorm.parity",
+    "compile": "onnxnorm.compilation.compile",
     "export": "onnxnorm.exporter.export",
     "library_path": "onnxnorm.runtime.library",
     "optimize": "onnxnorm.passes.pipeline",
@@ -42,6 +44,7 @@ __all__ = [
     "RuntimeUnavailable",
     "UsageError",
     "check",
+    "compile",
     "export",
     "library_path",
     "nn",

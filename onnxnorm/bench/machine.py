@@ -6,11 +6,11 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 from onnxnorm.errors import OnnxnormError
 from onnxnorm.runtime.library import library_path, op_table
+from onnxnorm.runtime.machine import cpu_name
 
 _PACKAGES = (
     *("onnxnorm", "onnxruntime", "onnxruntime-gpu", "torch", "onnx", "onnx_ir", "onnxscript", "openvino", "numpy"),
@@ -21,7 +21,7 @@ def machine(threads: int, provider: str = "cpu") -> dict[str, Any]:
     """CPU, system, versions, native library, threads and date, by what a reader would call them."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -50,13 +50,3 @@ def _library(provider: str) -> dict[str, str]:
     except OnnxnormError as error:
         return {"problem": str(error)}
     return {"version": str(table.get("version")), "simd": str(table.get("cpu_target")), "file": str(path)}
-
-
-def _cpu_name() -> str:
-    """Linux keeps the CPU's name where ``platform`` does not look."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -72,6 +72,7 @@ from onnxnorm.passes.lower.unsupported_types import lower_unsupported_types, wid
 from onnxnorm.passes.rule import Rule
 from onnxnorm.passes.state import read_state
 from onnxnorm.passes.verify import verify_replacement
+from onnxnorm.runtime.machine import refuse_compiled
 from onnxnorm.spec.body import MIN_OPSET
 from onnxnorm.spec.schema import register_schemas
 
@@ -205,6 +206,7 @@ def optimize(
     register_schemas()
     loaded = load_model(model)
     try:
+        refuse_compiled(loaded.metadata_props)
         return run_pipeline(loaded, target=target, provider=provider, disable=disable, verify=verify)
     except ModelError as error:
         if isinstance(model, str | os.PathLike):

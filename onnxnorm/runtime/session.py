@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxnorm.errors import RuntimeUnavailable, UsageError, one_line
+from onnxnorm.errors import ModelError, RuntimeUnavailable, UsageError, one_line
 from onnxnorm.runtime import missing
 from onnxnorm.runtime.environment import onnxruntime_module
 from onnxnorm.runtime.library import has_library, library_path, op_table
+from onnxnorm.runtime.machine import NCHWC_DOMAIN, check_machine
 
 if TYPE_CHECKING:
     import onnx
@@ -74,7 +75,8 @@ class InferenceSession(_Base):  # type: ignore[misc]
             so that onnxnorm's ops run through their function bodies.
 
     Raises:
-        ModelError: ONNX Runtime cannot load the model for a reason that lies in onnxnorm's ops.
+        ModelError: ONNX Runtime cannot load the model for a reason that lies in onnxnorm's ops, or it was compiled
+            (``onnxnorm.compile``) for a machine with another memory layout.
         RuntimeUnavailable: ``library=True`` and there is none, or it does not fit.
 
     """
@@ -100,6 +102,7 @@ class InferenceSession(_Base):  # type: ignore[misc]
                 super().__init__(model, options, providers, provider_options, **kwargs)
             except Exception as error:
                 raise _explained(error, path_or_bytes, _registered.get(options)) or error from None
+        check_machine(self.get_modelmeta().custom_metadata_map, _called(path_or_bytes))
 
 
 def _for_onnxruntime(model: Any, folder: Path) -> str | bytes:
@@ -129,4 +132,14 @@ def _explained(error: Exception, model: Any, library: Path | None) -> Exception 
             "these session options already hold the domain 'onnxnorm' through register_custom_ops_library(); use "
             "onnxnorm.register(options) in its place, or onnxruntime.InferenceSession as it is"
         )
+    if NCHWC_DOMAIN in text:
+        return ModelError(
+            f"{_called(model)} was compiled for another machine, and this ONNX Runtime ({_ort.__version__}) cannot run "
+            f"it here: run 'onnxnorm compile' here on the file that it was made from ({text[:200]})"
+        )
     return missing.explain(text, model, library)
+
+
+def _called(model: Any) -> str:
+    """What messages call the model."""
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else "the model"
