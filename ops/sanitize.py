@@ -29,8 +29,12 @@ VARIABLE = "ONNXNORM_TEST_HOST"
 _LEFT_OUT = ("-m", "not slow", "--ignore", "tests/ops/test_trust.py")
 #: Tests that look at the installed library's file.
 _DESELECTED = "only_two_symbols or nothing_but_libc or older_runtime"
-#: Every op in its samples and its errors, and the hard data, in float32.
-_BRIEF = "scalar and (float32 or large_mean or outlier or huge) or error or missing_attribute or unknown"
+#: Every op in its samples, in float32 and on the scalar level, and its errors; hard data; a few tensors large enough to
+#: be split among threads.
+_BRIEF = (
+    "(scalar and float32 and (Switchable or not any_number_of_threads)) "
+    "or outlier or huge or error or missing_attribute or unknown"
+)
 
 
 @dataclass(frozen=True)

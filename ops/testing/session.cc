@@ -145,7 +145,8 @@ std::vector<std::shared_ptr<OrtValue>> Session::Run(const std::vector<OrtValue>&
   const size_t pairs = op_->GetMayInplace == nullptr ? 0 : op_->GetMayInplace(&from, &to);
   for (size_t i = 0; i < pairs; ++i) {
     const auto input = static_cast<size_t>(from[i]), output = static_cast<size_t>(to[i]);
-    if (!context.wanted.at(output) || in_place.outputs[output] != nullptr) continue;
+    if (output >= context.wanted.size() || !context.wanted[output]) continue;
+    if (in_place.outputs[output] != nullptr) continue;
     in_place.outputs[output] = Copy(inputs.at(input));
     in_place.inputs[input] = in_place.outputs[output].get();
   }

@@ -6,6 +6,7 @@ the tests of this folder make their sessions here. ``python ops/sanitize.py`` bu
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -180,6 +181,7 @@ def host() -> Host:
     global _host  # noqa: PLW0603
     if _host is None:
         _host = Host(shlex.split(os.environ[VARIABLE]))
+        atexit.register(close)  # collecting the tests asks for the levels, without any fixture that would end it
     return _host
 
 
