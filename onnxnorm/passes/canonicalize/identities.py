@@ -1,4 +1,5 @@
-"""Passes over Identity, and over what is one: Dropout in inference, a Cast or CastLike to the type that is there.
+"""Passes over Identity, and over what is one: Dropout in inference, a Cast or CastLike to the type that is there, a
+division by 1 (diffusers divides each residual sum by a factor that is 1) or a product with it.
 
 A node whose result is a graph output stays: the output's name is the user's.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxnorm.passes.graph import all_graphs, attribute, is_op, tensor_of
+from onnxnorm.passes.graph import all_graphs, attribute, is_op, rank_of, scalar_of, tensor_of
 
 
 def skip_identities(model: ir.Model) -> None:
@@ -21,7 +22,7 @@ def skip_identities(model: ir.Model) -> None:
 def _passes_on(node: ir.Node, opset: int) -> bool:
     if node.outputs[0].is_graph_output():
         return False
-    if is_op(node, "Identity") or _keeps_type(node):
+    if is_op(node, "Identity") or _keeps_type(node) or _by_one(node):
         return True
     if not is_op(node, "Dropout") or opset < 7:
         return False
@@ -42,6 +43,18 @@ def _keeps_type(node: ir.Node) -> bool:
         return bool(attribute(node, "to", None) == source)
     like = node.inputs[1]
     return like is not None and like.dtype == source
+
+
+def _by_one(node: ir.Node) -> bool:
+    """Whether it divides a tensor of floats by 1, or multiplies it with 1; not where that adds axes to it.
+
+    Every number stays what it is, also NaN, infinity and zero with a sign.
+    """
+    if not (is_op(node, "Div") or is_op(node, "Mul")) or node.inputs[0] is None:
+        return False
+    rank = rank_of(node.inputs[0])
+    known = node.inputs[0].dtype is not None and node.inputs[0].dtype.is_floating_point()
+    return known and rank is not None and scalar_of(node.inputs[1], rank) == 1.0
 
 
 def _forward(output: ir.Value, source: ir.Value) -> None:

@@ -89,16 +89,23 @@ def test_dropout_that_a_caller_may_switch_on(lab: Any) -> None:
         ("d = Dropout (x, r, off)", True, 12),
         ("d = Dropout (x, r, on)", False, 12),
         ("d = Identity (x)", True, 13),
+        ("d = Div (x, one)", True, 13),
+        ("d = Mul (x, one)", True, 13),
+        ("d = Div (x, r)", False, 13),
+        ("d = Div (one, x)", False, 13),
+        ("d = Div (x, spread)", False, 13),
     ],
 )
 def test_what_passes_on(lab: Any, node: str, skipped: bool, opset: int) -> None:
     arrays = {"r": np.array(0.5, np.float32), "on": np.array(True), "off": np.array(False)}
+    arrays |= {"one": np.array(1.0, np.float32), "spread": np.ones((1, 1, 1), np.float32)}
     used = {
         name: value
         for name, value in arrays.items()
         if name in node.replace(")", ",").replace(" ", "").split("(")[1].split(",")
     }
-    outcome = lab.optimize(lab.model(f"{X} {{ {node} y = Neg (d) }}", opset, **used))
+    text = X.replace("[2,3] y", "[1,2,3] y") if "spread" in node else X
+    outcome = lab.optimize(lab.model(f"{text} {{ {node} y = Neg (d) }}", opset, **used))
     assert (outcome.ops == ["Neg"]) == skipped
 
 
