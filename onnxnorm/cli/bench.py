@@ -17,7 +17,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxnorm.cli._common import parse_pairs, print_json
 from onnxnorm.errors import UsageError
@@ -95,6 +95,14 @@ def _ops(arguments: argparse.Namespace) -> OpsReport:
         quick=arguments.quick,
     )
     screen = console()
+
+    def started(machine: dict[str, Any]) -> None:
+        if not arguments.json:
+            screen.print(header(machine))
+            screen.print(
+                f"{len(cases)} cases, of some 20 seconds each unless told otherwise\n" if len(cases) > 3 else ""
+            )
+
     return run_cases(
         cases,
         threads=arguments.threads,
@@ -103,7 +111,7 @@ def _ops(arguments: argparse.Namespace) -> OpsReport:
         only=arguments.only,
         without=arguments.without,
         compile_seconds=arguments.compile_seconds,
-        started=lambda machine: None if arguments.json else screen.print(header(machine)),
+        started=started,
         progress=lambda result: None if arguments.json else screen.print(case_table(result, screen.width)),
     )
 
