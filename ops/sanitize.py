@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def host_command(kind: Kind, build_dir: Path, *, brief: bool = False) -> str:
     """Builds the library and the host; the command that starts the host."""
-    for tool in ("cmake", *kind.start[:1]):
+    for tool in ("cmake", kind.options.get("CMAKE_CXX_COMPILER", "cmake"), *kind.start[:1]):
         if shutil.which(tool) is None:
             raise SystemExit(f"ops/sanitize.py: {tool} is not on PATH; install it")
     folder = build_dir / (f"{kind.name}-brief" if brief else kind.name)

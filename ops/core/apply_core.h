@@ -93,6 +93,24 @@ template <typename V, typename T, int kEnding>
 void ApplyPlanes(const T* x, T* y, int64_t planes, int64_t size, const typename V::Element* mean,
                  const typename V::Element* scale, const typename V::Element* bias,
                  const typename V::Element* t) {
+  constexpr bool kSlow = kEnding == static_cast<int>(Activation::kSilu) ||
+                         kEnding == static_cast<int>(Activation::kGelu);
+  if constexpr (kSlow && sizeof(T) == sizeof(typename V::Element)) {
+    // Much of the last vector of a short plane may be idle: the activation goes over all planes at
+    // once, while they are in the first-level cache.
+    if (planes > 1 && size < kAlignedVectors * V::kWidth && size % V::kWidth != 0) {
+      constexpr int64_t kElements = 2048;
+      const int64_t some = size < kElements ? kElements / size : 1;
+      for (int64_t p = 0; p < planes; p += some) {
+        const int64_t count = planes - p < some ? planes - p : some;
+        ApplyPlanes<V, T, static_cast<int>(Activation::kNone)>(
+            x + p * size, y + p * size, count, size, mean + p, scale + p, bias + p, t);
+        ActivateRun<V, T, static_cast<Activation>(kEnding)>(y + p * size, y + p * size,
+                                                            count * size);
+      }
+      return;
+    }
+  }
   for (int64_t p = 0; p < planes; ++p) {
     const V m = Set<V>(mean[p]), a = Set<V>(scale[p]), b = Set<V>(bias[p]);
     const V c = HasParameter(kEnding) ? Set<V>(t[p]) : a;

@@ -106,6 +106,7 @@ class ChannelVectors {
   }
   /// Input i.
   const double* operator[](size_t i) const { return values() + (i - first_) * channels_; }
+  double* Writable(size_t i) { return values() + (i - first_) * channels_; }
 
  private:
   double* values() const { return reinterpret_cast<double*>(scratch_.data()); }

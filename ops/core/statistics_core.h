@@ -4,9 +4,9 @@
 // Included by the level_*.cc files only, once for each SIMD level.
 //
 // Moments come from one pass over shifted data: s1 = sum(x - k), s2 = sum((x - k)^2) with k near
-// the mean, block by block. If k turns out to be more than about two spreads away from a block's
-// mean, the block, still in the first-level cache, is read again with a better k: cancellation
-// never costs more than two bits. Lanes run in float for a few dozen additions, then flow into
+// the mean, block by block. If k turns out to be too far from a block's mean, the block, still in
+// the first-level cache, is read again with a better k: cancellation never costs more than two
+// bits of a float. Lanes run in float for a few dozen additions, then flow into
 // double; blocks are merged in double (Chan, Golub and LeVeque 1979). Blocks whose squares leave
 // the range of float are done in double.
 #pragma once
@@ -30,8 +30,13 @@ constexpr double kTinySquare = 1e-30;
 
 inline bool IsFinite(double value) { return value - value == 0; }
 
-/// Whether a shift that leaves the sums s1 and s2 was near enough to the mean of n elements.
-inline bool ShiftIsNear(double s1, double s2, double n) { return s1 * s1 <= 0.75 * n * s2; }
+/// Whether a shift that leaves the sums s1 and s2 was near enough to the mean of n elements: less
+/// than about two spreads away where what a vector gathers in float flows into double, a third of
+/// one where it is double already.
+template <typename V>
+inline bool ShiftIsNear(double s1, double s2, double n) {
+  return s1 * s1 <= (V::kWidth == D::kWidth ? 0.1 : 0.75) * n * s2;
+}
 
 /// Whether a sum of squares over n elements, gathered in floats, can be trusted.
 inline bool InRange(double s2, double n, bool tiny) {
@@ -81,6 +86,16 @@ inline double Total(const V& v) {
     for (int i = 1; i < V::kWidth / D::kWidth; ++i) sum = sum + wide[i];
     return ReduceAdd(sum);
   }
+}
+
+/// The sums of the lanes of two vectors.
+template <typename V>
+inline void BothTotals(const V& a, const V& b, double* sums) {
+#if defined(ONNXNORM_HAS_TOTALS)
+  if constexpr (V::kWidth != D::kWidth) return Totals(a, b, sums);
+#endif
+  sums[0] = Total(a);
+  sums[1] = Total(b);
 }
 
 /// s1 = sum(x - k), s2 = sum((x - k)^2).
@@ -156,7 +171,7 @@ template <typename V, typename T>
 Moments BlockMoments(const T* x, int64_t n, typename V::Element shift, bool tiny) {
   const double count = static_cast<double>(n);
   ShiftedSums s = SumShifted<V>(x, n, shift);
-  if (!ShiftIsNear(s.s1, s.s2, count)) {
+  if (!ShiftIsNear<V>(s.s1, s.s2, count)) {
     const auto better = static_cast<typename V::Element>(shift + s.s1 / count);
     if (IsFinite(static_cast<double>(better))) {
       shift = better;
@@ -182,6 +197,17 @@ Moments RunMoments(const T* x, int64_t n, bool tiny) {
   return sum.moments;
 }
 
+/// A first guess of the mean from four elements, cheaper than a vector's sum.
+template <typename V, typename T>
+inline typename V::Element SpreadShift(const T* x, int64_t n) {
+  if constexpr (sizeof(T) != sizeof(typename V::Element)) {
+    return FirstShift<V>(x, n);
+  } else {
+    const T total = (x[0] + x[n / 4]) + (x[n / 2] + x[n - 1 - n / 4]);
+    return total - total == 0 ? total / 4 : 0;
+  }
+}
+
 /// Short segments, a few at a time: each in one vector of sums, and what follows without branches.
 template <typename V, typename T>
 void ShortMoments(const T* x, int64_t segments, int64_t size, bool tiny, Moments* out) {
@@ -193,10 +219,10 @@ void ShortMoments(const T* x, int64_t segments, int64_t size, bool tiny, Moments
   for (int64_t first = 0; first < segments; first += kTogether) {
     const int64_t count = segments - first < kTogether ? segments - first : kTogether;
     Element shift[kTogether];
-    double s1[kTogether], s2[kTogether];
+    double sums[kTogether][2];
     for (int64_t i = 0; i < count; ++i) {
       const T* p = x + (first + i) * size;
-      shift[i] = FirstShift<V>(p, size);
+      shift[i] = SpreadShift<V>(p, size);
       const V k = Set<V>(shift[i]);
       V a = Set<V>(0), b = Set<V>(0);
       for (int64_t j = 0; j < whole; j += W) {
@@ -209,16 +235,16 @@ void ShortMoments(const T* x, int64_t segments, int64_t size, bool tiny, Moments
         a = a + d;
         b = Fma(d, d, b);
       }
-      s1[i] = Total(a);
-      s2[i] = Total(b);
+      BothTotals(a, b, sums[i]);
     }
     for (int64_t i = 0; i < count; ++i) {
-      if (!ShiftIsNear(s1[i], s2[i], n) || (V::kWidth != D::kWidth && !InRange(s2[i], n, tiny))) {
+      const double s1 = sums[i][0], s2 = sums[i][1];
+      if (!ShiftIsNear<V>(s1, s2, n) || (V::kWidth != D::kWidth && !InRange(s2, n, tiny))) {
         out[first + i] = BlockMoments<V>(x + (first + i) * size, size, shift[i], tiny);
         continue;
       }
-      const double offset = s1[i] * inverse;
-      const double m2 = s2[i] - s1[i] * offset;
+      const double offset = s1 * inverse;
+      const double m2 = s2 - s1 * offset;
       Moments& m = out[first + i];
       m.mean = TwoSum(static_cast<double>(shift[i]), offset, &m.rest);
       m.m2 = m2 < 0 ? 0 : m2;
@@ -342,7 +368,7 @@ ShiftedSums OneColumnInDouble(const T* x, int64_t rows, int64_t stride, Element*
       sums.s2 += d * d;
     }
     const auto better = static_cast<Element>(k + sums.s1 / n);
-    if (ShiftIsNear(sums.s1, sums.s2, n) || !(better - better == 0) || attempt == 1) break;
+    if (ShiftIsNear<D>(sums.s1, sums.s2, n) || !(better - better == 0) || attempt == 1) break;
     *shift = better;
   }
   return sums;
@@ -404,7 +430,7 @@ void TileMoments(const ColumnTile<V, T, U>& tile, int64_t rows, bool tiny, Momen
       for (int u = 0; u < U; ++u) k[u] = Memory<V>::Load(shift + u * V::kWidth);
       tile.SumShifted(first, last, k, s1, s2);
       int near = 0;
-      for (int i = 0; i < N; ++i) near += ShiftIsNear(s1[i], s2[i], n);
+      for (int i = 0; i < N; ++i) near += ShiftIsNear<V>(s1[i], s2[i], n);
       if (near == N || attempt == 1) break;
       for (int i = 0; i < N; ++i) {
         const auto better = static_cast<Element>(static_cast<double>(shift[i]) + s1[i] / n);

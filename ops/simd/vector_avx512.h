@@ -83,6 +83,20 @@ inline void Widen(F v, D* out) {
 inline float ReduceAdd(F v) { return _mm512_reduce_add_ps(v.v); }
 inline double ReduceAdd(D v) { return _mm512_reduce_add_pd(v.v); }
 
+// The sums of the lanes of a and of b, in double.
+inline void Totals(F a, F b, double* sums) {
+  const __m512d wide_a = _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a.v)),
+                                       _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1)));
+  const __m512d wide_b = _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(b.v)),
+                                       _mm512_cvtps_pd(_mm512_extractf32x8_ps(b.v, 1)));
+  const __m512d pairs =
+      _mm512_add_pd(_mm512_unpacklo_pd(wide_a, wide_b), _mm512_unpackhi_pd(wide_a, wide_b));
+  const __m256d half =
+      _mm256_add_pd(_mm512_castpd512_pd256(pairs), _mm512_extractf64x4_pd(pairs, 1));
+  _mm_storeu_pd(sums, _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1)));
+}
+#define ONNXNORM_HAS_TOTALS
+
 // 1 / v for v from 1 to 2^126, to about one ulp; a division takes five times as long.
 inline F Reciprocal(F v) {
   const F first = {_mm512_rcp14_ps(v.v)};

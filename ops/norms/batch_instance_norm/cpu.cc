@@ -33,17 +33,15 @@ class BatchInstancePlan final : public ChannelPlan<T> {
     const double* bias = in_[2] + first;
     const double* rho = in_[3] + first;
     const double* running_mean = in_[4] + first;
-    const double* running_var = in_[5] + first;
+    const double* batch_factor = in_[5] + first;
     const double positions = static_cast<double>(this->layout_.positions);
-    // The factors of both branches, where their results go.
     for (int64_t c = 0; c < n; ++c) out.mean[c] = moments[c].m2 / positions;
-    this->kernels_.parameters.inverse_sqrt(running_var, epsilon_, n, out.scale);
     this->kernels_.parameters.inverse_sqrt(out.mean, epsilon_, n, out.bias);
     for (int64_t c = 0; c < n; ++c) {
       const Moments& m = moments[c];
-      const double batch = rho[c] * out.scale[c];
+      const double batch = rho[c] * batch_factor[c];
       const double instance = (1 - rho[c]) * out.bias[c];
-      if (std::isinf(batch) || std::isinf(out.scale[c])) {
+      if (std::isinf(batch_factor[c])) {
         Infinite(rho[c], scale[c], bias[c], running_mean[c], instance, c, out);
         continue;
       }
@@ -85,7 +83,10 @@ class BatchInstanceNorm final : public Kernel {
 
   void Compute(const Run& run) const override {
     const ChannelShape shape(run.shapes[0], order_);
-    const ChannelVectors<T> vectors(run, shape.channels, 1, kInputs - 1);
+    ChannelVectors<T> vectors(run, shape.channels, 1, kInputs - 1);
+    // In place of the running variance, the factor of the batch branch.
+    simd::Get<T>(level_).parameters.inverse_sqrt(vectors[kInputs - 1], epsilon_, shape.channels,
+                                                 vectors.Writable(kInputs - 1));
     Execute(BatchInstancePlan<T>(ChannelLayout::Channels(shape), epsilon_, vectors,
                                  Stage<T>(run, level_), run.Output<T>(), activation_, level_),
             run.parallel, run.scratch);
