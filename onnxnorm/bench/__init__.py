@@ -13,9 +13,10 @@ from __future__ import annotations
 from onnxnorm.bench.case import Case, default_cases
 from onnxnorm.bench.models import ModelRow, ModelsReport, bench_models
 from onnxnorm.bench.ops import CaseResult, OpsReport, run_cases
-from onnxnorm.bench.timing import QUICK, Protocol
+from onnxnorm.bench.timing import MODELS, QUICK, Protocol
 
 __all__ = [
+    "MODELS",
     "QUICK",
     "Case",
     "CaseResult",

@@ -25,7 +25,7 @@ from onnxnorm.bench.ops import default_threads
 from onnxnorm.bench.profile import Breakdown, read_profile
 from onnxnorm.bench.sessions import bound, check_provider, new_session
 from onnxnorm.bench.statistics import Timing
-from onnxnorm.bench.timing import Protocol, measure
+from onnxnorm.bench.timing import MODELS, Protocol, measure
 from onnxnorm.errors import ModelError, OnnxnormError, UsageError, error_line, one_line
 from onnxnorm.runtime.arrays import Array, float_info, from_ort, is_float, to_ort
 
@@ -150,7 +150,7 @@ def bench_models(
 
     """
     threads = default_threads() if threads is None else threads
-    protocol = protocol or Protocol()
+    protocol = protocol or MODELS
     paths = [os.fspath(file) for file in files]
     check_provider(provider)
     if not paths:

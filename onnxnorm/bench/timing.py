@@ -56,6 +56,8 @@ class Protocol:
 
 #: For a first look.
 QUICK = Protocol(repeats=2, seconds=0.05, burst_seconds=0.02)
+#: For whole models, of which a call takes long.
+MODELS = Protocol(seconds=0.6, burst_seconds=0.15)
 
 
 @dataclass(frozen=True)

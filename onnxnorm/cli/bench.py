@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--threads", type=int, help="within one operator; 2 by default")
     how.add_argument("--provider", default="cpu", help="cpu or cuda")
     how.add_argument("--repeats", type=int, help="of the interleaved loop, the best of which counts; 3 by default")
-    how.add_argument("--seconds", type=float, help="of timed calls of each candidate in each repeat; 0.15 by default")
+    how.add_argument("--seconds", type=float, help="of timed calls of each candidate in each repeat; 0.15, models 0.6")
     how.add_argument("--quick", action="store_true", help="few shapes, short measurement: for a first look")
     how.add_argument("--only", action="append", default=[], metavar="KEY", help="measure these candidates alone")
     how.add_argument("--without", action="append", default=[], metavar="KEY", help="leave a candidate out")
@@ -172,9 +172,9 @@ def _write(report: OpsReport | ModelsReport, arguments: argparse.Namespace) -> N
 def _protocol(arguments: argparse.Namespace) -> Protocol:
     from dataclasses import replace
 
-    from onnxnorm.bench import QUICK, Protocol
+    from onnxnorm.bench import MODELS, QUICK, Protocol
 
-    base = QUICK if arguments.quick else Protocol()
+    base = QUICK if arguments.quick else MODELS if arguments.model else Protocol()
     for name, least in (("repeats", 1), ("seconds", 0.001), ("threads", 1), ("compile_seconds", 0.001)):
         value = getattr(arguments, name)
         if value is not None and value < least:
