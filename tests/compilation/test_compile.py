@@ -17,7 +17,7 @@ import onnxnorm
 from onnxnorm import InferenceSession, ModelError, UsageError
 from onnxnorm.cli import main
 from onnxnorm.compilation import compile as module
-from onnxnorm.compilation import trial
+from onnxnorm.compilation import runtime_graph, trial
 from onnxnorm.errors import RuntimeUnavailable
 from onnxnorm.runtime.machine import COMPILED_KEY, Machine, block_size, compiled_for, this_machine
 
@@ -110,6 +110,25 @@ def test_weights_in_a_file_of_their_own(folder: Path) -> None:
     result.save(folder / "large.onnx", external_data="large.data")
     assert (folder / "large.data").stat().st_size > 4 * WIDE * WIDE * 9
     assert_same(str(folder / "model.onnx"), str(folder / "large.onnx"), feed())
+
+
+def test_a_model_too_large_for_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime then writes the weights beside its optimized model."""
+    monkeypatch.setattr(runtime_graph, "too_large", lambda model: True)
+    result = onnxnorm.compile(chain())
+    assert result.gained
+    assert_same(chain(), result.model, feed())
+
+
+def test_parity_with_the_module(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, WIDE, 3), nn.GroupNorm(4, WIDE), nn.ReLU(), nn.Conv2d(WIDE, WIDE, 3)).eval()
+    result = onnxnorm.compile(onnxnorm.export(net, torch.randn(2, 3, 12, 10)).model)
+    result.save(tmp_path / "compiled.onnx")
+    onnxnorm.check(net, tmp_path / "compiled.onnx").assert_passed()
 
 
 def test_a_model_that_is_not_optimized_yet() -> None:
