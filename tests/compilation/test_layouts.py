@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from onnxnorm.compilation.operators import NCHWC
 from onnxnorm.norms import all_specs
+from onnxnorm.runtime.environment import version_of
 from onnxnorm.spec.blocked import PREFIX
 
 from .conftest import BLOCK, GROUP, WIDE, Net, chain, compiled, counts, feed
@@ -149,10 +151,15 @@ def test_a_norm_at_the_end_stays_plain() -> None:
 
 
 def test_float16() -> None:
-    """ONNX Runtime's CPU has no convolutions in float16: it runs these in float32, and the norm between them too."""
+    """ONNX Runtime's CPU has no convolutions in float16: it runs these in float32, and 1.31 the norm between them too;
+    1.20 and 1.24 bring that back to float16, so that there is nothing to gain.
+    """
     result = compiled(chain(dtype=np.float16), feed(dtype=np.float16))
-    assert result.gained
-    assert result.reorders == (3, 1)
+    if version_of(ort.__version__) >= (1, 31):
+        assert result.reorders == (3, 1)
+    assert result.gained or result.reason.startswith(
+        ("ONNX Runtime has blocked convolutions in float only", "its type")
+    )
     assert {value.name: value.dtype for value in result.model.graph.outputs} == {"v2": ir.DataType.FLOAT16}
 
 
