@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def model(
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("onnxnorm", 1)]
     result: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return result
+
+
+@pytest.fixture(autouse=True)
+def _numbers_of_its_own(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test draws the same numbers whatever ran before it, on whichever process."""
+    if hasattr(request.module, "RNG"):
+        seed = zlib.crc32(request.node.name.encode())
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="session", autouse=True)
