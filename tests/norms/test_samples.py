@@ -54,7 +54,7 @@ def test_function_body_in_onnxruntime(spec: NormSpec, sample: Sample, dtype: str
             assert_all_near(outputs, expected, f"opset {opset}, dynamic {dynamic}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_sample
 def test_function_body_in_the_reference_evaluator(spec: NormSpec, sample: Sample, dtype: str) -> None:
     expected = wanted(spec, sample, dtype)
@@ -64,7 +64,7 @@ def test_function_body_in_the_reference_evaluator(spec: NormSpec, sample: Sample
         assert_all_near(outputs, expected, f"opset {opset}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @every_sample
 def test_primitive_operators_in_place(spec: NormSpec, sample: Sample, dtype: str) -> None:
     expected = wanted(spec, sample, dtype)
@@ -79,9 +79,10 @@ def test_primitive_operators_in_place(spec: NormSpec, sample: Sample, dtype: str
         assert_all_near(in_session(content, spec, cast(sample, dtype), library=False), expected, f"opset {opset}")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("spec", "sample"), NATIVE, ids=NATIVE_IDS)
-def test_native_kernel(spec: NormSpec, sample: Sample, dtype: str) -> None:
+def test_native_kernel(spec: NormSpec, sample: Sample) -> None:
+    """With the body beside it; tests/ops runs the kernels in all types and on all levels."""
+    dtype = "float32"
     expected = wanted(spec, sample, dtype, eps=4.0)
     content = model_bytes(spec, sample, dtype, 20)
     outputs = in_session(content, spec, cast(sample, dtype), library=True)
