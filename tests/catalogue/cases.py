@@ -118,9 +118,9 @@ def _layer_norm() -> list[Case]:
     row = "layer-norm"
     return [
         *_family(row, _three("LayerNorm"), ("Conv", "LayerNorm"), None),
-        Case(row, "rows", alone(lambda: nn.LayerNorm(8)), (4, 5, 8), "1d", ("LayerNormalization",), types=True),
-        Case(row, "two-axes", alone(lambda: nn.LayerNorm((5, 8))), (4, 3, 5, 8), "2d", ("LayerNormalization",)),
-        Case(row, "without-bias", alone(lambda: nn.LayerNorm(8, bias=False)), (4, 8), "1d", ("LayerNormalization",)),
+        Case(row, "rows", alone(lambda: nn.LayerNorm(8)), (4, 5, 8), "1d", ("LayerNorm",), types=True),
+        Case(row, "two-axes", alone(lambda: nn.LayerNorm((5, 8))), (4, 3, 5, 8), "2d", ("LayerNorm",)),
+        Case(row, "without-bias", alone(lambda: nn.LayerNorm(8, bias=False)), (4, 8), "1d", ("LayerNorm",)),
         Case(row, "not-affine", alone(lambda: nn.LayerNorm(8, elementwise_affine=False)), (4, 8), "1d"),
         Case(row, "by-hand", alone(lambda: hand.HandLayerNorm(C)), (4, C, 5, 6), "2d", types=True),
     ]

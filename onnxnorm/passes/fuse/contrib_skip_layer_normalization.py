@@ -3,7 +3,7 @@
     sum = input + skip + bias;   output = gamma * (sum - mean) / sqrt(variance + epsilon) + beta   over the last axis
 
 skip may lack the batch: (1, S, C) or (S, C). beta and bias may be missing. The norm is ai.onnx LayerNormalization,
-which fuse/layer-normalization and fuse/skip turn into onnxnorm's op where that is better. The CPU provider has kernels
+which fuse/layer-normalization and fuse/skip turn into onnxnorm's op where that is faster. The CPU provider has kernels
 of the operator in float32 and float16, which are slower than onnxnorm's and less exact (the table in choice.py), and in
 ONNX Runtime 1.20 give no statistics.
 

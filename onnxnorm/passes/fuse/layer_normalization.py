@@ -1,8 +1,13 @@
-"""fuse/layer-normalization: ai.onnx LayerNormalization becomes onnxnorm LayerNorm over axes axis .. last, in element
-types for which ONNX Runtime has no kernel of it (bfloat16 on CPU); in the others its kernel is as good, but for those
-behind a residual addition, which fuse/skip takes in: the table in choice.py.
+"""fuse/layer-normalization: ai.onnx LayerNormalization becomes onnxnorm LayerNorm over axes axis .. last.
 
-Refused:
+Where LayerNormalization is the best form it stays (the table in choice.py): on CUDA. On CPU onnxnorm's kernel takes
+half of the time, and ONNX Runtime has none in bfloat16. The trade: without the native library the function body runs,
+which is slower than ONNX Runtime's own LayerNormalization. The target "standard", which keeps LayerNormalization, is
+for those who deploy without the library. One that lower/unsupported-type made float32 stays, so that a second run
+changes nothing.
+
+Refused, which is told only in element types that ONNX Runtime has no kernel for; in the others the node runs well as
+it is:
     1. The rank of X is not known, or scale or bias has not exactly the sizes of the normalized axes (ONNX lets them
        broadcast), or these are not known.
     2. X, scale and bias differ in element type, which ONNX allows.
@@ -19,9 +24,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
+from onnxnorm.passes.engine import RULE_KEY
 from onnxnorm.passes.fuse.group_normalization import FLOAT_TYPES, check_standard_norm
 from onnxnorm.passes.graph import attribute, is_op, node_name, rank_of
-from onnxnorm.passes.lower.choice import ChoosingRule, has_standard_kernel, prefers_skip_form
+from onnxnorm.passes.lower.choice import ChoosingRule, has_standard_kernel, prefers_standard
+from onnxnorm.passes.lower.unsupported_types import RULE as UNSUPPORTED_TYPE
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
 
@@ -34,19 +41,26 @@ class FuseLayerNormalization(ChoosingRule):
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
-        """A LayerNormalization of the standard domain for which ONNX Runtime has no kernel, or no good one."""
+        """A LayerNormalization of the standard domain for which ONNX Runtime has no kernel, or ours is faster."""
         if not is_op(node, "LayerNormalization") or node.inputs[0] is None or node.inputs[1] is None:
             return None
         dtype = node.inputs[0].dtype
         if dtype not in FLOAT_TYPES:
             return None
-        good = has_standard_kernel("LayerNorm", dtype, self.provider)
-        return None if good and not self._is_fused_badly(node, dtype) else Match({"norm": node})
+        if prefers_standard("LayerNorm", dtype, self.provider):
+            return None
+        match = Match({"norm": node})
+        runs = has_standard_kernel("LayerNorm", dtype, self.provider)
+        if runs and (_was_widened(node) or not self._can_be_taken(match, context)):
+            return None
+        return match
 
-    def _is_fused_badly(self, node: ir.Node, dtype: ir.DataType) -> bool:
-        """Whether ONNX Runtime would fuse it with a residual addition into an operator that is worse than ours."""
-        alone = all(not value.uses() and not value.is_graph_output() for value in node.outputs[1:])
-        return alone and dtype != ir.DataType.DOUBLE and prefers_skip_form("LayerNorm", node.inputs[0], self.provider)
+    def _can_be_taken(self, match: Match, context: Context) -> bool:
+        try:
+            self.check(match, context)
+        except Refusal:
+            return False
+        return True
 
     def check(self, match: Match, context: Context) -> None:
         """Reasons 1 to 5 of the module."""
@@ -72,6 +86,11 @@ class FuseLayerNormalization(ChoosingRule):
         attributes = {"axes": _axes(norm), "epsilon": attribute(norm, "epsilon", 1e-5), "activation": "none"}
         new = ir.node("LayerNorm", [x, scale, bias], attributes, domain=DOMAIN, name=norm.name)
         return Replacement([new], {norm.outputs[0]: new.outputs[0]}, [norm], norm, into=node_name(norm))
+
+
+def _was_widened(norm: ir.Node) -> bool:
+    """Whether a run before this one made it float32."""
+    return UNSUPPORTED_TYPE in norm.metadata_props.get(RULE_KEY, "").split(",")
 
 
 def _inputs(norm: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None]:

@@ -10,8 +10,8 @@ Refused:
        no residual). Their element types differ or are not known.
     2. The addition stands in an outer graph.
     3. A parameter of the norm is computed, so that it may need the sum.
-    4. The norm is better off as its standard operator, into which the provider fuses the addition itself: the table in
-       choice.py.
+    4. The norm is about to become its standard operator, into which the provider fuses the addition itself: the table
+       in choice.py.
     5. ONNX Runtime adds the residual in the convolution that an operand comes from, which only the addition reads: the
        table in choice.py.
 """
@@ -24,8 +24,8 @@ import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.graph import is_op, node_name, sole_consumer
-from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, convolution_adds, residual_addition
+from onnxnorm.passes.graph import constant_tensor, is_op, node_name, sole_consumer
+from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, convolution_adds
 from onnxnorm.passes.lower.layer_norm_to_standard import LowerLayerNormToStandard
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
@@ -45,7 +45,7 @@ class FuseSkip(ChoosingRule):
         """A norm whose input is the sum of two tensors that are both computed."""
         if node.domain != DOMAIN or node.op_type not in NORMS or node.inputs[0] is None:
             return None
-        add = residual_addition(node.inputs[0])
+        add = _residual_addition(node.inputs[0])
         return Match({"add": add, "norm": node}) if add is not None else None
 
     def check(self, match: Match, context: Context) -> None:
@@ -62,9 +62,9 @@ class FuseSkip(ChoosingRule):
     def _check_choice(self, match: Match, context: Context) -> None:
         """Reasons 4 and 5: where ONNX Runtime does better with the addition by itself."""
         add, norm = match["add"], match["norm"]
-        standard = STANDARD.get(norm.op_type)
-        if standard is not None and self.provider in standard.takes_sum and self._becomes_standard(norm, context):
-            raise Refusal(f"ONNX Runtime fuses the addition into {standard.operator} itself", provider=self.provider)
+        if self._becomes_standard(norm, context):
+            operator = STANDARD[norm.op_type].operator
+            raise Refusal(f"ONNX Runtime fuses the addition into {operator} itself", provider=self.provider)
         x = norm.inputs[0]
         if x is None or x.dtype is None or not convolution_adds(x, self.provider):
             return
@@ -92,6 +92,14 @@ class FuseSkip(ChoosingRule):
         )
         outputs = {norm.outputs[0]: new.outputs[0]} | ({total: new.outputs[1]} if shared else {})
         return Replacement([new], outputs, [norm, add], norm, into=node_name(norm), before=[add, norm])
+
+
+def _residual_addition(x: ir.Value) -> ir.Node | None:
+    """The addition of two tensors that makes ``x``, None where there is none; a constant is no residual."""
+    add = x.producer()
+    if add is None or not is_op(add, "Add") or any(constant_tensor(value) is not None for value in add.inputs):
+        return None
+    return add
 
 
 def _check_operands(add: ir.Node) -> None:

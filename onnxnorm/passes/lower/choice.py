@@ -1,7 +1,9 @@
 """Which operator runs best where: the one table that lowering and fusing ask.
 
 A norm that ONNX Runtime runs by a kernel of its own, as fast and as right as ours, is better off as the standard
-operator: more runtimes know it, and ONNX Runtime's own optimizer fuses around it.
+operator: more runtimes know it, and ONNX Runtime's own optimizer fuses around it. Where our kernel is faster it is
+onnxnorm's op, which has a price: without the native library its function body runs, and that is slower than a kernel
+of ONNX Runtime's own. Models that are deployed without the library are for the target "standard".
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from typing import Final
 
 import onnx_ir as ir
 
-from onnxnorm.passes.graph import constant_tensor, is_op
 from onnxnorm.passes.rule import Rule
 
 
@@ -25,8 +26,8 @@ class Standard:
         since: the opset that it came with.
         kernels: provider -> element types for which ONNX Runtime has a kernel of its own.
         exact: element types in which those kernels compute what PyTorch does, within its own rounding.
-        takes_sum: providers on which the operator is still the best one behind a residual addition, where ONNX Runtime
-            fuses both into an operator of its own.
+        best: provider -> element types in which the operator, without an activation, is the best form of the norm, also
+            behind a residual addition.
 
     """
 
@@ -34,14 +35,29 @@ class Standard:
     since: int
     kernels: Mapping[str, frozenset[ir.DataType]]
     exact: frozenset[ir.DataType]
-    takes_sum: frozenset[str] = frozenset()
+    best: Mapping[str, frozenset[ir.DataType]]
 
 
-#: Onnxnorm op -> its standard operator. Measured with ONNX Runtime 1.31.1: LayerNormalization is nearer to float64 than
-#: PyTorch's float32, also at mean 1e4 and standard deviation 1; in float64 it reads epsilon as a float32, which costs
-#: half of the digits. Behind a residual addition the CPU provider makes com.microsoft SkipLayerNormalization of both,
-#: which takes 7 times as long as onnxnorm SkipLayerNorm (128 x 768 float32, one thread: 640 us and 88 us; 1024 x 1024
-#: float16: 8.5 ms and 0.75 ms) and is 8 times as far off as LayerNormalization at mean 1e4; 1.20 gives NaN there.
+#: Onnxnorm op -> its standard operator.
+#:
+#: Numbers, ONNX Runtime 1.31.1: LayerNormalization is nearer to float64 than PyTorch's float32, also at mean 1e4 and
+#: standard deviation 1; in float64 it reads epsilon as a float32, which costs half of the digits.
+#:
+#: Speed of LayerNormalization over rows beside onnxnorm LayerNorm, CPU provider of 1.31.1, two threads, ms:
+#:
+#:                   AVX-512, float32   float16        AVX2, float32   float16
+#:     1x128x768     0.0462 / 0.0222    0.0478 / 0.0291    0.0446 / 0.0213    0.0516 / 0.0325
+#:     8x512x1024    1.82   / 1.00      1.58   / 0.79      1.88   / 1.06      1.79   / 1.01
+#:     1x197x384                                           0.049  / 0.031     0.045  / 0.026
+#:
+#: which ``onnxnorm bench --op LayerNorm --shape 1x128x768 --shape 8x512x1024 --dtype float32`` repeats (the candidates
+#: ort-18 and onnxnorm; ``ONNXNORM_CPU_TARGET=avx2`` for the columns on the right). In float64 it takes 3 to 6 times as
+#: long at these shapes. A single row of 768 costs what a call costs, 4 to 5 us in both. On CUDA, where the two have not
+#: been measured against each other, LayerNormalization stays.
+#:
+#: Behind a residual addition the CPU provider makes com.microsoft SkipLayerNormalization of both, which takes 7 times
+#: as long as onnxnorm SkipLayerNorm (128 x 768 float32, one thread: 640 us and 88 us; 1024 x 1024 float16: 8.5 ms and
+#: 0.75 ms) and is 8 times as far off as LayerNormalization at mean 1e4; 1.20 gives NaN there.
 STANDARD: Final[Mapping[str, Standard]] = {
     "LayerNorm": Standard(
         "LayerNormalization",
@@ -51,7 +67,11 @@ STANDARD: Final[Mapping[str, Standard]] = {
             "cuda": frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}),
         },
         exact=frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}),
-        takes_sum=frozenset({"cuda"}),
+        best={
+            "cpu": frozenset(),
+            # of float64 those that a model has: what becomes one must be exact too
+            "cuda": frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}),
+        },
     ),
 }
 
@@ -73,23 +93,14 @@ def has_standard_kernel(op: str, dtype: ir.DataType, provider: str) -> bool:
     return dtype in STANDARD[op].kernels[provider]
 
 
-def prefers_standard(op: str, dtype: ir.DataType, provider: str) -> bool:
-    """Whether the norm is better off as its standard operator."""
+def has_exact_kernel(op: str, dtype: ir.DataType, provider: str) -> bool:
+    """Whether that kernel computes what PyTorch does, so that the norm may become its standard operator."""
     return has_standard_kernel(op, dtype, provider) and dtype in STANDARD[op].exact
 
 
-def prefers_skip_form(op: str, x: ir.Value | None, provider: str) -> bool:
-    """Whether the norm's standard operator is not the best one, since it would be fused with the residual in ``x``."""
-    standard = STANDARD.get(op)
-    return standard is not None and provider not in standard.takes_sum and residual_addition(x) is not None
-
-
-def residual_addition(x: ir.Value | None) -> ir.Node | None:
-    """The addition of two tensors that makes ``x``, None where there is none; a constant is no residual."""
-    add = x.producer() if x is not None else None
-    if add is None or not is_op(add, "Add") or any(constant_tensor(value) is not None for value in add.inputs):
-        return None
-    return add
+def prefers_standard(op: str, dtype: ir.DataType, provider: str) -> bool:
+    """Whether the norm's standard operator, without an activation, is the best form of the norm."""
+    return dtype in STANDARD[op].best[provider]
 
 
 class ChoosingRule(Rule):

@@ -1,8 +1,11 @@
 """lower/layer-norm-to-standard: onnxnorm LayerNorm becomes ai.onnx LayerNormalization and the activation's operators.
 
-For the target "standard" wherever it can; for the target "onnxnorm" where the operator needs no activation, since
-ONNX Runtime's own kernel is as fast and more runtimes know it, and else the node stays as it is. A bias of zeros is
-left out.
+For the target "standard" wherever it can; for the target "onnxnorm" where the operator needs no activation and is the
+best form (the table in choice.py: on CUDA, while on CPU onnxnorm's kernel takes half of the time), and else the node
+stays as it is. A bias of zeros is left out.
+
+The trade on CPU: without the native library the node's function body runs, which is slower than ONNX Runtime's own
+LayerNormalization. The target "standard" is for those who deploy without the library.
 
 Refused (for the target "standard" the general rule lower/body-to-standard then writes it in primitive operators):
     1. LayerNormalization came with opset 17.
@@ -11,8 +14,6 @@ Refused (for the target "standard" the general rule lower/body-to-standard then 
        exact one: the table in choice.py.
     4. A normalized axis has size 0, which ONNX Runtime does not take.
     5. It stands in a model-local function, whose element types differ from call to call.
-
-For the target "onnxnorm" it also stays behind a residual addition, where the operator is not the best one: choice.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import is_op, tensor_of
-from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, prefers_skip_form, prefers_standard
+from onnxnorm.passes.lower.choice import STANDARD, ChoosingRule, has_exact_kernel, prefers_standard
 from onnxnorm.passes.lower.standard import attributes_of, builder_for, first_axis, known_type, replacement
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
@@ -53,7 +54,7 @@ class LowerLayerNormToStandard(ChoosingRule):
             raise Refusal(f"LayerNormalization came with opset {standard.since}", opset=context.opset)
         first = first_axis(norm, "LayerNormalization")
         dtype = known_type(norm)
-        if not prefers_standard("LayerNorm", dtype, self.provider):
+        if not has_exact_kernel("LayerNorm", dtype, self.provider):
             reason = f"ONNX Runtime has no exact kernel of LayerNormalization in {dtype.name.lower()}"
             raise Refusal(reason, provider=self.provider)
         shape = norm.inputs[0].shape if norm.inputs[0] is not None else None
@@ -82,11 +83,10 @@ class LowerLayerNormToStandard(ChoosingRule):
 
     def _is_better(self, match: Match, context: Context) -> bool:
         norm = match["norm"]
-        if prefers_skip_form("LayerNorm", norm.inputs[0], self.provider):
-            return False
         try:
             self.check(match, context)
-            return bool(attributes_of(norm)["activation"] == "none")
+            best = prefers_standard("LayerNorm", known_type(norm), self.provider)
+            return best and bool(attributes_of(norm)["activation"] == "none")
         except Refusal:
             return False
 

@@ -56,9 +56,10 @@ def becomes(
     shape: tuple[int, ...] = (3, 6, 4, 5),
     dtype: str = "float32",
     x: Any = None,
+    **options: Any,
 ) -> Any:
     """Asserts the optimized operators, that ``rule`` was the first to fuse, and equality in float64 and in float32."""
-    outcome = lab.optimize(model)
+    outcome = lab.optimize(model, **options)
     assert outcome.ops == ops, outcome.result.explain()
     decision = outcome.result.decisions[0]
     assert decision.action.value == "fused", str(decision)

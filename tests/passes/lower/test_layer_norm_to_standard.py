@@ -16,6 +16,8 @@ from onnxnorm.spec.sample_model import sample_model
 RULE = "lower/layer-norm-to-standard"
 SPEC = all_specs()["LayerNorm"]
 TARGETS = ["onnxnorm", "standard"]
+#: (target, provider) for which LayerNormalization is the choice.
+CHOSEN = [("standard", "cpu"), ("standard", "cuda"), ("onnxnorm", "cuda")]
 
 
 def sample(axes: list[int], activation: str = "none", shape: tuple[int, ...] = (2, 5, 8)) -> Sample:
@@ -33,16 +35,24 @@ def feeds(axes: list[int], dtype: str = "float32", **more: Any) -> dict[str, Any
     return dict(zip(("X", "scale", "bias"), (item.astype(dtype) for item in sample(axes, **more).inputs), strict=True))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("target", "provider"), CHOSEN)
 @pytest.mark.parametrize("opset", [17, 18, 24])
 @pytest.mark.parametrize("axes", [[-1], [2], [-2, -1], [2, 1], [-1, 0, 1]])
-def test_fires(lab: Any, axes: list[int], opset: int, target: str) -> None:
-    outcome = lab.optimize(model(axes, opset=opset), target=target)
+def test_fires(lab: Any, axes: list[int], opset: int, target: str, provider: str) -> None:
+    outcome = lab.optimize(model(axes, opset=opset), target=target, provider=provider)
     assert outcome.ops == ["LayerNormalization"]
     assert (outcome.only.action.value, outcome.only.rule) == ("lowered", RULE)
     assert not outcome.after.functions
     lab.same(outcome, feeds(axes))
     lab.same_in_ort(outcome, feeds(axes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_on_cpu_our_kernel_is_faster(lab: Any, dtype: str) -> None:
+    outcome = lab.optimize(model([-1], dtype=dtype))
+    assert outcome.ops == ["LayerNorm"]
+    assert outcome.only.action.value == "kept"
+    assert [function.name for function in outcome.after.functions] == ["LayerNorm"]
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
@@ -51,14 +61,15 @@ def test_an_activation_is_written_out_for_standard_only(lab: Any, activation: st
     assert outcome.ops[0] == "LayerNormalization"
     lab.same(outcome, feeds([-1]))
     lab.same_in_ort(outcome, feeds([-1]))
-    kept = lab.optimize(model([-1], activation))
-    assert kept.ops == ["LayerNorm"]
-    assert kept.only.action.value == "kept"
+    for provider in ("cpu", "cuda"):
+        kept = lab.optimize(model([-1], activation), provider=provider)
+        assert kept.ops == ["LayerNorm"]
+        assert kept.only.action.value == "kept"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_float16(lab: Any, target: str) -> None:
-    outcome = lab.optimize(model([-1], dtype="float16"), target=target)
+@pytest.mark.parametrize(("target", "provider"), CHOSEN)
+def test_float16(lab: Any, target: str, provider: str) -> None:
+    outcome = lab.optimize(model([-1], dtype="float16"), target=target, provider=provider)
     assert outcome.ops == ["LayerNormalization"]
     lab.same(outcome, feeds([-1], "float16"), eps=lab.eps("float16"))
     lab.same_in_ort(outcome, feeds([-1], "float16"), eps=lab.eps("float16"))
@@ -98,7 +109,9 @@ def test_the_provider_decides_over_bfloat16(lab: Any, provider: str, target: str
 
 
 def test_every_provider_is_in_the_table() -> None:
-    assert all(set(standard.kernels) == {"cpu", "cuda"} for standard in STANDARD.values())
+    for standard in STANDARD.values():
+        assert set(standard.kernels) == set(standard.best) == {"cpu", "cuda"}
+        assert all(types <= standard.kernels[provider] for provider, types in standard.best.items())
     assert set(STANDARD) <= set(all_specs())
 
 
@@ -157,11 +170,12 @@ def test_refuses_in_a_function(lab: Any, refused: Any) -> None:
 NODE = 'y = onnxnorm.LayerNorm <axes=[-1], epsilon=0.1, activation="none"> (x, s, b)'
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_bias_of_zeros_is_left_out(lab: Any, target: str) -> None:
+@pytest.mark.parametrize(("target", "provider"), CHOSEN)
+def test_a_bias_of_zeros_is_left_out(lab: Any, target: str, provider: str) -> None:
     text = "(float[N,8] x) => (float[N,8] y) { " + NODE + " }"
     for bias, inputs in ((np.zeros(8, np.float32), 2), (lab.array(8), 3)):
-        outcome = lab.optimize(lab.model(text, 18, 10, ', "onnxnorm" : 1', s=lab.array(8), b=bias), target=target)
+        given = lab.model(text, 18, 10, ', "onnxnorm" : 1', s=lab.array(8), b=bias)
+        outcome = lab.optimize(given, target=target, provider=provider)
         assert len(outcome.node("LayerNormalization").input) == inputs
         assert len(outcome.after.graph.initializer) == inputs - 1
         lab.same_in_ort(outcome, {"x": lab.array(3, 8)})
@@ -170,15 +184,16 @@ def test_a_bias_of_zeros_is_left_out(lab: Any, target: str) -> None:
 def test_a_bias_that_a_caller_may_override_stays(lab: Any) -> None:
     text = "(float[N,8] x, float[8] b) => (float[N,8] y) { " + NODE + " }"
     given = lab.model(text, 18, 10, ', "onnxnorm" : 1', s=lab.array(8), b=np.zeros(8, np.float32))
-    outcome = lab.optimize(given)
+    outcome = lab.optimize(given, provider="cuda")
     assert len(outcome.node("LayerNormalization").input) == 3
     lab.same_in_ort(outcome, {"x": lab.array(3, 8), "b": lab.array(8)})
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_verified(lab: Any, target: str) -> None:
-    assert lab.optimize(model([-2, -1]), target=target, verify=True).ops == ["LayerNormalization"]
+@pytest.mark.parametrize(("target", "provider"), CHOSEN)
+def test_verified(lab: Any, target: str, provider: str) -> None:
+    outcome = lab.optimize(model([-2, -1]), target=target, provider=provider, verify=True)
+    assert outcome.ops == ["LayerNormalization"]
 
 
 def test_disabled(lab: Any) -> None:
-    assert lab.optimize(model([-1]), disable=[RULE]).ops == ["LayerNorm"]
+    assert lab.optimize(model([-1]), provider="cuda", disable=[RULE]).ops == ["LayerNorm"]
