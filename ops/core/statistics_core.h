@@ -19,8 +19,8 @@ namespace {
 constexpr int kUnroll = 4;
 /// Elements of a block: two reads of it must fit the first-level cache.
 constexpr int64_t kBlock = 4096;
-/// Rows of a block of columns.
-constexpr int64_t kBlockRows = 256;
+/// Rows of a block of columns: what follows each block costs as much as some 100 rows.
+constexpr int64_t kBlockRows = 1024;
 /// Columns whose sums of squares are gathered together.
 constexpr int64_t kPanel = 512;
 /// Additions in a float lane before it flows into double.
@@ -397,9 +397,9 @@ void FirstShifts(const ColumnTile<V, T, U>& tile, int64_t rows, typename V::Elem
 template <int N, typename Element>
 void AddColumns(const Element* shift, const double* s1, const double* s2, double n, double done,
                 MomentColumns sum) {
-  const double part = n / (done + n), between = done * part;
+  const double part = n / (done + n), between = done * part, inverse = 1 / n;
   for (int i = 0; i < N; ++i) {
-    const double offset = s1[i] / n;
+    const double offset = s1[i] * inverse;
     const double spread = s2[i] - s1[i] * offset;
     const double m2 = spread < 0 ? 0 : spread;  // keeps NaN
     double rest = 0, lost = 0;
