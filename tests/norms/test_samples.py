@@ -57,11 +57,12 @@ def test_function_body_in_onnxruntime(spec: NormSpec, sample: Sample, dtype: str
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_sample
 def test_function_body_in_the_reference_evaluator(spec: NormSpec, sample: Sample, dtype: str) -> None:
+    """The oldest opset in one type, the newest in another: the test before this one runs all."""
     expected = wanted(spec, sample, dtype)
-    for opset in opsets_for(dtype):
-        outputs = in_evaluator(model_bytes(spec, sample, dtype, opset), spec, cast(sample, dtype))
-        assert {output.dtype for output in outputs} == {np.dtype(NUMPY[dtype])}
-        assert_all_near(outputs, expected, f"opset {opset}")
+    opset = OPSETS[0] if dtype == "float32" else OPSETS[-1]
+    outputs = in_evaluator(model_bytes(spec, sample, dtype, opset), spec, cast(sample, dtype))
+    assert {output.dtype for output in outputs} == {np.dtype(NUMPY[dtype])}
+    assert_all_near(outputs, expected, f"opset {opset}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -93,7 +94,7 @@ def test_native_kernel(spec: NormSpec, sample: Sample) -> None:
 @every_sample
 def test_the_model_passes_the_full_check(spec: NormSpec, sample: Sample) -> None:
     for opset in OPSETS:
-        for options in ({}, {"dynamic": True}, {"body": False}):
+        for options in ({}, {"dynamic": True}, {"body": False}) if opset == OPSETS[0] else ({},):
             model = onnx.load_from_string(model_bytes(spec, sample, "float32", opset, **options))
             onnx.checker.check_model(model, full_check=True)
 
