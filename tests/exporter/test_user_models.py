@@ -227,6 +227,15 @@ def expected(case: Case, target: str, opset: int) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def without_skip(counts: dict[str, int]) -> dict[str, int]:
+    """The skip form of a norm, which it takes behind a residual addition, counts as the norm."""
+    result: dict[str, int] = {}
+    for name, count in counts.items():
+        plain = name.replace("onnxnorm.Skip", "onnxnorm.")
+        result[plain] = result.get(plain, 0) + count
+    return result
+
+
 #: Whose standard form has nothing that another case's has not.
 ONE_TARGET = {"batch-norm-1d", "group-norm-1d", "switchable-norm-1d", "instance-norm-2d", "instance-norm-running"}
 ONE_TARGET |= {"group-norm-no-affine", "u-net-batch", "branches-second", "batch-norm-2d", "switchable-norm-2d"}
@@ -241,7 +250,7 @@ def test_model(name: str, target: str, opset: int, tmp_path: Path) -> None:
     path, model, result = export_to(
         tmp_path, module, case.args, opset=opset, target=target, dynamic_shapes=case.dynamic
     )
-    assert norms(model) == expected(case, target, opset), result.explain()
+    assert without_skip(norms(model)) == expected(case, target, opset), result.explain()
     factor = case.factor if target == "onnxnorm" else case.standard_factor
     for args in (case.args, *case.others):
         assert_equals_module(path, module, args, factor=factor)

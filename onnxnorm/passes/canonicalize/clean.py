@@ -27,6 +27,7 @@ def clean(model: ir.Model) -> None:
     skip_identities(model)
     while fold_constants(model):
         infer_shapes(model)  # a size that was computed tells the shapes behind it, and these may make more constants
+        skip_identities(model)  # a constant that was computed may be a 1
     split_tensors(model)
     share_equal_weights(model)
     lift_constants(model)
