@@ -115,7 +115,7 @@ void ApplyPlanes(const T* x, T* y, int64_t planes, int64_t size, const typename 
     const V m = Set<V>(mean[p]), a = Set<V>(scale[p]), b = Set<V>(bias[p]);
     const V c = HasParameter(kEnding) ? Set<V>(t[p]) : a;
     MapRun<V>(x + p * size, y + p * size, size,
-              [&](V v, int64_t, int64_t) { return Channel<kEnding>(v, m, a, b, c); });
+              [=](V v, int64_t, int64_t) { return Channel<kEnding>(v, m, a, b, c); });
   }
 }
 
@@ -132,7 +132,7 @@ void ApplyRows(const T* x, T* y, int64_t rows, int64_t columns, const typename V
     return;
   }
   for (int64_t r = 0; r < rows; ++r) {
-    MapRun<V>(x + r * columns, y + r * columns, columns, [&](V v, int64_t i, int64_t n) {
+    MapRun<V>(x + r * columns, y + r * columns, columns, [=](V v, int64_t i, int64_t n) {
       const V a = Parameters<V>(scale, i, n);
       return Channel<kEnding>(v, Parameters<V>(mean, i, n), a, Parameters<V>(bias, i, n),
                               HasParameter(kEnding) ? Parameters<V>(t, i, n) : a);
@@ -144,20 +144,60 @@ template <typename V, typename T, Activation kActivation>
 void ApplyScaledRow(const T* x, T* y, int64_t columns, typename V::Element factor,
                     const T* weight) {
   const V f = Set<V>(factor);
-  MapRun<V>(x, y, columns, [&](V v, int64_t i, int64_t n) {
+  MapRun<V>(x, y, columns, [=](V v, int64_t i, int64_t n) {
     return Activate<kActivation>(v * f * Parameters<V>(weight, i, n));
   });
+}
+
+/// Rows that read the parameters of their columns together.
+constexpr int64_t kRowsTogether = 4;
+
+/// y = body(x, parameters of the row, parameters of the lanes) for `rows` rows that are `stride`
+/// apart. A few rows share what is loaded for their columns; into other memory, vectors at both
+/// ends overlap so that the others are aligned.
+template <typename V, typename T, typename OfRow, typename OfLanes, typename Body>
+inline void MapRows(const T* x, T* y, int64_t rows, int64_t stride, int64_t columns,
+                    const OfRow& of_row, const OfLanes& of_lanes, const Body& body) {
+  constexpr int W = V::kWidth;
+  int64_t r = 0;
+  if (stride % W == 0 && columns >= W && (x != y || columns % W == 0)) {
+    const int64_t head = x != y ? ToBoundary<V>(y) : 0;
+    for (; r + kRowsTogether <= rows; r += kRowsTogether) {
+      const decltype(of_row(r)) few[kRowsTogether] = {of_row(r), of_row(r + 1), of_row(r + 2),
+                                                      of_row(r + 3)};
+      const auto step = [&, from = x + r * stride, to = y + r * stride](int64_t i) {
+        const auto lanes = of_lanes(i, W);
+        for (int64_t k = 0; k < kRowsTogether; ++k) {
+          const int64_t at = k * stride + i;
+          Memory<V>::Store(to + at, body(Memory<V>::Load(from + at), few[k], lanes));
+        }
+      };
+      if (head > 0) step(0);
+      int64_t i = head;
+      for (; i + W <= columns; i += W) step(i);
+      if (i < columns) step(columns - W);
+    }
+  }
+  for (; r < rows; ++r) {
+    const auto row = of_row(r);
+    MapRun<V>(x + r * stride, y + r * stride, columns,
+              [=](V v, int64_t i, int64_t n) { return body(v, row, of_lanes(i, n)); });
+  }
+}
+
+/// A row's parameter in all lanes.
+template <typename V, typename T>
+inline V Spread(const T* p) {
+  return Set<V>(static_cast<typename V::Element>(ToDouble(*p)));
 }
 
 template <typename V, typename T, Activation kActivation>
 void ApplyScaledColumns(const T* x, T* y, int64_t rows, int64_t stride, int64_t columns,
                         const typename V::Element* factor, const T* weight) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const V w = Set<V>(static_cast<typename V::Element>(ToDouble(weight[r])));
-    MapRun<V>(x + r * stride, y + r * stride, columns, [&](V v, int64_t i, int64_t n) {
-      return Activate<kActivation>(v * Parameters<V>(factor, i, n) * w);
-    });
-  }
+  MapRows<V>(
+      x, y, rows, stride, columns, [=](int64_t r) { return Spread<V>(weight + r); },
+      [=](int64_t i, int64_t n) { return Parameters<V>(factor, i, n); },
+      [](V v, V w, V f) { return Activate<kActivation>(v * f * w); });
 }
 
 template <typename V, typename T, Activation kActivation>
@@ -165,7 +205,7 @@ void ApplyNormalizedRow(const T* x, T* y, int64_t columns, typename V::Element m
                         typename V::Element factor, typename V::Element offset, const T* scale,
                         const T* bias) {
   const V m = Set<V>(mean), f = Set<V>(factor), o = Set<V>(offset);
-  MapRun<V>(x, y, columns, [&](V v, int64_t i, int64_t n) {
+  MapRun<V>(x, y, columns, [=](V v, int64_t i, int64_t n) {
     return Activate<kActivation>(
         Fma(Fma(v - m, f, o), Parameters<V>(scale, i, n), Parameters<V>(bias, i, n)));
   });
@@ -175,15 +215,23 @@ template <typename V, typename T, Activation kActivation>
 void ApplyNormalizedColumns(const T* x, T* y, int64_t rows, int64_t stride, int64_t columns,
                             const typename V::Element* mean, const typename V::Element* factor,
                             const typename V::Element* offset, const T* scale, const T* bias) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const V a = Set<V>(static_cast<typename V::Element>(ToDouble(scale[r])));
-    const V b = Set<V>(static_cast<typename V::Element>(ToDouble(bias[r])));
-    MapRun<V>(x + r * stride, y + r * stride, columns, [&](V v, int64_t i, int64_t n) {
-      const V normal = Fma(v - Parameters<V>(mean, i, n), Parameters<V>(factor, i, n),
-                           Parameters<V>(offset, i, n));
-      return Activate<kActivation>(Fma(normal, a, b));
-    });
-  }
+  struct Row {
+    V scale, bias;
+  };
+  struct Lanes {
+    V mean, factor, offset;
+  };
+  MapRows<V>(
+      x, y, rows, stride, columns,
+      [=](int64_t r) { return Row{Spread<V>(scale + r), Spread<V>(bias + r)}; },
+      [=](int64_t i, int64_t n) {
+        return Lanes{Parameters<V>(mean, i, n), Parameters<V>(factor, i, n),
+                     Parameters<V>(offset, i, n)};
+      },
+      [](V v, const Row& row, const Lanes& lanes) {
+        return Activate<kActivation>(
+            Fma(Fma(v - lanes.mean, lanes.factor, lanes.offset), row.scale, row.bias));
+      });
 }
 
 template <typename V, typename T>

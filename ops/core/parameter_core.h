@@ -74,22 +74,35 @@ void GroupParameters(double mean, double rest, double factor, const double* __re
   }
 }
 
+/// ColumnParameters of memory that does not overlap.
+template <typename C>
+bool ApartColumnParameters(const double* __restrict from_mean, const double* __restrict from_rest,
+                           const double* __restrict from_m2, double inverse, double epsilon,
+                           int64_t n, double* __restrict wide_factor,
+                           double* __restrict wide_offset, C* __restrict mean, C* __restrict factor,
+                           C* __restrict offset) {
+  int64_t misfits = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    wide_factor[i] = 1 / ::sqrt(from_m2[i] * inverse + epsilon);
+    wide_offset[i] = -from_rest[i] * wide_factor[i];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    misfits += MeanMisfit<C>(from_mean[i]) + FactorMisfit<C>(wide_factor[i]);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const C rounded = static_cast<C>(from_mean[i]);
+    mean[i] = rounded;
+    factor[i] = static_cast<C>(wide_factor[i]);
+    offset[i] = static_cast<C>(wide_offset[i] + Lost(rounded, from_mean[i], wide_factor[i]));
+  }
+  return misfits == 0;
+}
+
 template <typename C>
 bool ColumnParameters(const MomentColumns& moments, double count, double epsilon, int64_t n,
                       double* wide_factor, double* wide_offset, C* mean, C* factor, C* offset) {
-  int64_t misfits = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double m = moments.mean[i];
-    const double f = 1 / ::sqrt(moments.m2[i] / count + epsilon);
-    const C rounded = static_cast<C>(m);
-    misfits += MeanMisfit<C>(m) + FactorMisfit<C>(f);
-    wide_factor[i] = f;
-    wide_offset[i] = -moments.rest[i] * f;
-    mean[i] = rounded;
-    factor[i] = static_cast<C>(f);
-    offset[i] = static_cast<C>(wide_offset[i] + Lost(rounded, m, f));
-  }
-  return misfits == 0;
+  return ApartColumnParameters(moments.mean, moments.rest, moments.m2, 1 / count, epsilon, n,
+                               wide_factor, wide_offset, mean, factor, offset);
 }
 
 template <typename C>

@@ -74,6 +74,21 @@ class WideSum {
   D parts_[kParts];
 };
 
+/// Adds a vector's lanes to doubles.
+template <typename V>
+inline void AddLanes(const V& v, double* out) {
+  if constexpr (V::kWidth == D::kWidth) {
+    Store(out, LoadDoubles(out) + v);
+  } else {
+    D wide[V::kWidth / D::kWidth];
+    Widen(v, wide);
+    for (int i = 0; i < V::kWidth / D::kWidth; ++i) {
+      double* p = out + i * D::kWidth;
+      Store(p, LoadDoubles(p) + wide[i]);
+    }
+  }
+}
+
 /// The sum of a vector's lanes, in double.
 template <typename V>
 inline double Total(const V& v) {
@@ -392,6 +407,12 @@ void FirstShifts(const ColumnTile<V, T, U>& tile, int64_t rows, typename V::Elem
   }
 }
 
+/// How many rows go together, for a loop that is unrolled.
+template <int64_t kRows>
+struct RowCount {
+  static constexpr int64_t kCount = kRows;
+};
+
 /// Adds the moments of one block of n rows, from its sums around the shifts, to those of the
 /// `done` rows before. Without branches, so that compilers vectorize it.
 template <int N, typename Element>
@@ -480,6 +501,91 @@ void BlockColumnMoments(const T* x, int64_t rows, bool tiny, MomentColumns out) 
   MergeColumns(wide, static_cast<double>(left), kUnroll * n, W, out);
 }
 
+/// Sums around shifts over neighbouring columns, `count` whole vectors, row by row: memory is read
+/// in runs that are as long as the panel is wide.
+template <typename V, typename T>
+void PanelSums(const T* x, int64_t rows, int64_t stride, int64_t count,
+               const typename V::Element* shift, double* out1, double* out2) {
+  constexpr int W = V::kWidth;
+  constexpr int64_t kTogether = 4;
+  V s1[kPanel / W], s2[kPanel / W];
+  for (int64_t i = 0; i < count * W; ++i) out1[i] = out2[i] = 0;
+  for (int64_t r = 0; r < rows;) {
+    const int64_t end = rows - r < kLaneAdditions ? rows : r + kLaneAdditions;
+    for (int64_t i = 0; i < count; ++i) s1[i] = s2[i] = Set<V>(0);
+    const auto add = [&](auto together) {
+      constexpr int64_t kRows = decltype(together)::kCount;
+      const T* p = x + r * stride;
+      for (int64_t i = 0; i < count; ++i) {
+        const V k = Memory<V>::Load(shift + i * W);
+        V a = s1[i], b = s2[i];
+        for (int64_t j = 0; j < kRows; ++j) {
+          const V d = Memory<V>::Load(p + j * stride + i * W) - k;
+          a = a + d;
+          b = Fma(d, d, b);
+        }
+        s1[i] = a;
+        s2[i] = b;
+      }
+      r += kRows;
+    };
+    while (r + kTogether <= end) add(RowCount<kTogether>());
+    while (r < end) add(RowCount<1>());
+    for (int64_t i = 0; i < count; ++i) {
+      AddLanes(s1[i], out1 + i * W);
+      AddLanes(s2[i], out2 + i * W);
+    }
+  }
+}
+
+/// One vector of a panel's columns, if their sums cannot be used: on their own, with better shifts.
+template <typename V, typename T>
+void MomentsAgain(const T* x, int64_t rows, int64_t stride, bool tiny, double done,
+                  MomentColumns out) {
+  constexpr int W = V::kWidth;
+  const ColumnTile<V, T, 1> tile = {x, stride, W};
+  if (done == 0) return TileMoments(tile, rows, tiny, out);
+  double memory[3 * W];
+  const MomentColumns part = {memory, memory + W, memory + 2 * W};
+  TileMoments(tile, rows, tiny, part);
+  MergeColumns(part, static_cast<double>(rows), done, W, out);
+}
+
+/// A panel of whole vectors.
+template <typename V, typename T>
+void PanelMoments(const T* x, int64_t rows, int64_t stride, int64_t count, bool tiny,
+                  MomentColumns out) {
+  using Element = typename V::Element;
+  constexpr int W = V::kWidth;
+  Element shift[kPanel];
+  double s1[kPanel], s2[kPanel];
+  for (int64_t i = 0; i < count; ++i) {
+    FirstShifts(ColumnTile<V, T, 1>{x + i * W, stride, W}, rows, shift + i * W);
+  }
+  for (int64_t first = 0; first < rows; first += kBlockRows) {
+    const int64_t some = rows - first < kBlockRows ? rows - first : kBlockRows;
+    const double n = static_cast<double>(some), done = static_cast<double>(first);
+    const T* block = x + first * stride;
+    PanelSums<V>(block, some, stride, count, shift, s1, s2);
+    for (int64_t c = 0; c < count * W; c += W) {
+      int good = 0;
+      for (int64_t i = c; i < c + W; ++i) {
+        good +=
+            ShiftIsNear<V>(s1[i], s2[i], n) & (V::kWidth == D::kWidth || InRange(s2[i], n, tiny));
+      }
+      if (good == W) {
+        AddColumns<W>(shift + c, s1 + c, s2 + c, n, done, out.From(c));
+      } else {
+        MomentsAgain<V>(block + c, some, stride, tiny, done, out.From(c));
+      }
+    }
+    for (int64_t i = 0; i < count * W; ++i) {
+      const auto mean = static_cast<Element>(out.mean[i]);
+      shift[i] = mean - mean == 0 ? mean : shift[i];
+    }
+  }
+}
+
 template <typename V, typename T>
 void ColumnMoments(const T* x, int64_t rows, int64_t stride, int64_t columns, bool tiny,
                    MomentColumns out) {
@@ -487,13 +593,17 @@ void ColumnMoments(const T* x, int64_t rows, int64_t stride, int64_t columns, bo
   if (columns == V::kWidth && stride == columns && rows >= 4 * kUnroll) {
     return BlockColumnMoments<V>(x, rows, tiny, out);
   }
-  for (int64_t c = 0; c < columns; c += kLanes) {
-    const int64_t lanes = columns - c < kLanes ? columns - c : kLanes;
-    if (lanes <= V::kWidth) {
-      TileMoments(ColumnTile<V, T, 1>{x + c, stride, lanes}, rows, tiny, out.From(c));
-    } else {
-      TileMoments(ColumnTile<V, T, kUnroll>{x + c, stride, lanes}, rows, tiny, out.From(c));
-    }
+  int64_t c = 0;
+  while (columns - c > kLanes) {
+    const int64_t left = (columns - c) / V::kWidth, most = kPanel / V::kWidth;
+    const int64_t count = left < most ? left : most;
+    PanelMoments<V>(x + c, rows, stride, count, tiny, out.From(c));
+    c += count * V::kWidth;
+  }
+  if (columns - c > V::kWidth) {
+    TileMoments(ColumnTile<V, T, kUnroll>{x + c, stride, columns - c}, rows, tiny, out.From(c));
+  } else if (columns > c) {
+    TileMoments(ColumnTile<V, T, 1>{x + c, stride, columns - c}, rows, tiny, out.From(c));
   }
 }
 
