@@ -40,11 +40,14 @@ from onnxnorm.passes.fuse.contrib_skip_simplified_layer_normalization import Fus
 from onnxnorm.passes.fuse.evo_norm_s0 import FuseEvoNormS0
 from onnxnorm.passes.fuse.filter_response_norm import FuseFilterResponseNorm
 from onnxnorm.passes.fuse.global_response_norm import FuseGlobalResponseNorm
+from onnxnorm.passes.fuse.group_norm import FuseGroupNorm
 from onnxnorm.passes.fuse.group_norm_reshape import FuseGroupNormReshape
 from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
 from onnxnorm.passes.fuse.input_activation import FuseInputActivation
+from onnxnorm.passes.fuse.instance_norm import FuseInstanceNorm
 from onnxnorm.passes.fuse.instance_normalization import FuseInstanceNormalization
 from onnxnorm.passes.fuse.l2_norm import FuseL2Norm
+from onnxnorm.passes.fuse.layer_norm import FuseLayerNorm
 from onnxnorm.passes.fuse.layer_normalization import FuseLayerNormalization
 from onnxnorm.passes.fuse.norm_cast import FuseNormCast
 from onnxnorm.passes.fuse.rms_norm import FuseRMSNorm
@@ -102,7 +105,12 @@ FOLD: tuple[type[Rule], ...] = (
 )
 #: The primitive operators of a root mean square norm, then what stands around it.
 FUSE_RMS_NORM: tuple[type[Rule], ...] = (FuseRMSNorm, FuseNormCast, FuseRMSNormWeight)
+#: Primitive operators of which the target "standard" has a single operator in the end.
+FUSE_STANDARD: tuple[type[Rule], ...] = (FuseLayerNorm, *FUSE_RMS_NORM, FuseChannelAffine)
 FUSE: tuple[type[Rule], ...] = (
+    FuseGroupNorm,
+    FuseInstanceNorm,
+    FuseLayerNorm,
     FuseGroupNormalization,
     FuseRMSNormalization,
     FuseInstanceNormalization,
@@ -146,7 +154,7 @@ LOWER_TO_STANDARD: tuple[type[Rule], ...] = (
 #: What runs after canonicalization for each target, stage by stage.
 STAGES: dict[str, tuple[tuple[type[Rule], ...], ...]] = {
     "onnxnorm": (CONTRIB, FOLD, FUSE, FUSE_SKIP, BETTER_AS_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
-    "standard": (CONTRIB, FOLD, FUSE_RMS_NORM, LOWER_TO_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
+    "standard": (CONTRIB, FOLD, FUSE_STANDARD, LOWER_TO_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
 }
 
 

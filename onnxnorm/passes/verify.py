@@ -166,11 +166,10 @@ def _run(
 def _model(graph: onnx.GraphProto, nodes: Sequence[ir.Node], context: Context) -> onnx.ModelProto:
     imports = {"": context.opset}
     functions = []
-    if context.opset >= MIN_OPSET:
-        for name in sorted({node.op_type for node in nodes if node.domain == DOMAIN}):
-            imports[DOMAIN] = VERSION
-            body = function_body(all_specs()[name], context.opset, [ir.DataType.DOUBLE])
-            functions.append(ir.serde.serialize_function(body))
+    for name in sorted({node.op_type for node in nodes if node.domain == DOMAIN}):
+        imports[DOMAIN] = VERSION
+        body = function_body(all_specs()[name], max(context.opset, MIN_OPSET), [ir.DataType.DOUBLE])
+        functions.append(ir.serde.serialize_function(body))
     for node in nodes:
         imports.setdefault(node.domain, 1)
     return onnx.helper.make_model(

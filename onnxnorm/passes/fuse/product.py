@@ -15,6 +15,9 @@ from onnxnorm.passes.graph import constant_tensor, is_op, node_name, rank_of, so
 from onnxnorm.passes.rule import Context, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
 
+#: What may stand between a mean and what it is taken away from.
+_AROUND_MEAN = ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Cast", "CastLike", "Div", "Mul", "Neg")
+
 
 @dataclass(frozen=True)
 class Product:
@@ -87,12 +90,21 @@ def _numerator(
 def is_centred(x: ir.Value) -> bool:
     """Whether a mean was taken away from x."""
     node = x.producer()
-    if node is None or not is_op(node, "Sub") or node.inputs[1] is None:
+    if node is None or not (is_op(node, "Sub") or is_op(node, "Add")):
         return False
-    mean = without_casts(node.inputs[1]).producer()
-    while mean is not None and mean.op_type in ("Expand", "Unsqueeze", "Reshape", "Cast", "CastLike", "Div", "Mul"):
+    return any(_is_mean(value, node.op_type == "Add") for value in node.inputs[node.op_type == "Sub" :])
+
+
+def _is_mean(value: ir.Value | None, negative: bool) -> bool:
+    """Whether a mean is all that the value is, but for a factor and its shape; with its sign changed, if so asked."""
+    mean, turned = value.producer() if value is not None else None, False
+    for _ in range(10):
+        if mean is None or mean.op_type not in _AROUND_MEAN:
+            break
+        turned = turned or mean.op_type == "Neg"
         mean = mean.inputs[0].producer() if mean.inputs[0] is not None else None
-    return mean is not None and mean.op_type in ("ReduceMean", "ReduceSum", "GlobalAveragePool")
+    found = mean is not None and mean.op_type in ("ReduceMean", "ReduceSum", "GlobalAveragePool")
+    return found and turned == negative
 
 
 def check_power(power: Power, x: ir.Value) -> None:

@@ -26,10 +26,14 @@ _HOLDS = {
     ir.DataType.FLOAT16: {ir.DataType.FLOAT16},
     ir.DataType.BFLOAT16: {ir.DataType.BFLOAT16},
 }
+#: Clip's own upper bound before opset 11.
+_LARGEST = float(np.finfo(np.float32).max)
 #: Longer chains of operators are not followed.
 _DEEPEST = 12
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "GlobalAveragePool"})
 _MEANS = ("ReduceMean", "GlobalAveragePool")
+#: A problem of a power.
+OTHER_READERS = "an inner value has other readers"
 
 
 def holds(wide: ir.DataType | None, narrow: ir.DataType | None) -> bool:
@@ -53,6 +57,8 @@ class Power:
         dropped: the axes have been taken away (keepdims=0) and not been put back.
         expanded: shapes to which it has been broadcast.
         problem: why it is no part of a root mean square norm, for a Refusal.
+        centred: it is the variance of the source, not the mean of its squares; see ``variance``.
+        raw: that was computed as the mean of the squares less the square of the mean.
 
     """
 
@@ -70,6 +76,8 @@ class Power:
     dropped: bool = False
     expanded: tuple[ir.Shape, ...] = ()
     problem: str | None = None
+    centred: bool = False
+    raw: bool = False
 
     @property
     def broadcasts(self) -> bool:
@@ -111,46 +119,94 @@ class Power:
     @property
     def count(self) -> int | None:
         """How many values the mean is over; None where that is not known."""
-        shape = self.source.shape
-        sizes = [] if shape is None else [shape[axis] for axis in self.axes]
-        known = [size for size in sizes if isinstance(size, int)]
-        return math.prod(known) if known and len(known) == len(self.axes) else None
+        return count_of(self.source, self.axes)
 
 
-def without_casts(value: ir.Value) -> ir.Value:
-    """The value before casts that only widen it."""
+def count_of(x: ir.Value, axes: tuple[int, ...]) -> int | None:
+    """How many values those axes hold; None where that is not known."""
+    sizes = [] if x.shape is None else [x.shape[axis] for axis in axes]
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if known and len(known) == len(axes) else None
+
+
+def widening_casts(value: ir.Value) -> tuple[ir.Node, ...]:
+    """The casts right before the value that only widen it, last first."""
+    found: list[ir.Node] = []
     producer = value.producer()
     while producer is not None and _is_cast(producer) and producer.inputs[0] is not None:
         if not holds(value.dtype, producer.inputs[0].dtype):
             break
+        found.append(producer)
         value = producer.inputs[0]
         producer = value.producer()
-    return value
+    return tuple(found)
 
 
-def read_power(value: ir.Value | None, opset: int, depth: int = 0, private: bool = True) -> Power | None:
+def without_casts(value: ir.Value) -> ir.Value:
+    """The value before casts that only widen it."""
+    casts = widening_casts(value)
+    return value if not casts or casts[-1].inputs[0] is None else casts[-1].inputs[0]
+
+
+class PowerWalk:
+    """Reads values of one graph, each of them once.
+
+    Args:
+        opset: version of the standard domain.
+        private: whether it is a problem when an inner value has several readers.
+
+    """
+
+    def __init__(self, opset: int, private: bool = True) -> None:
+        self.opset = opset
+        self._private = private
+        self._depth = 0
+        self._known: dict[ir.Value, Power | None] = {}
+
+    def read(self, value: ir.Value | None) -> Power | None:
+        """What ``value`` is as a power of a mean square, None when it is none."""
+        node = value.producer() if value is not None else None
+        if value is None or node is None or value.dtype not in FLOAT_TYPES or self._depth > _DEEPEST:
+            return None
+        if value not in self._known:
+            self._depth += 1
+            self._known[value] = self._read(value, node)
+            self._depth -= 1
+        return self._known[value]
+
+    def start(self, node: ir.Node) -> Power | None:
+        """What the node is where its operands are none: the mean of squares itself."""
+        return _reduction(node, self) if node.op_type in _REDUCTIONS else None
+
+    def _read(self, value: ir.Value, node: ir.Node) -> Power | None:
+        if not is_op(node, node.op_type):
+            return None
+        found = self.start(node)
+        reader = _READERS.get(node.op_type)
+        if found is None and reader is not None:
+            found = reader(node, self)
+        if found is None:
+            return None
+        problem = found.problem
+        if self._private and self._depth > 1 and sole_reader(value) is None:
+            problem = problem or OTHER_READERS
+        dtypes = found.dtypes if value.dtype is None else found.dtypes | {value.dtype}
+        return replace(found, nodes=(node, *found.nodes), dtypes=dtypes, problem=problem)
+
+
+def read_power(value: ir.Value | None, opset: int, private: bool = True) -> Power | None:
     """What ``value`` is as a power of a mean square, None when it is none.
 
     Args:
         value: the value to read.
         opset: version of the standard domain.
-        depth: how many operators lie behind it.
-        private: whether it is a problem when ``value`` itself has several readers.
+        private: whether it is a problem when ``value`` itself has several readers, as it is for inner values.
 
     """
-    node = value.producer() if value is not None else None
-    if value is None or node is None or value.dtype not in FLOAT_TYPES or depth > _DEEPEST:
-        return None
-    reader = _READERS.get(node.op_type) if is_op(node, node.op_type) else None
-    found = _reduction(node, opset, depth + 1) if node.op_type in _REDUCTIONS and is_op(node, node.op_type) else None
-    if found is None and reader is not None:
-        found = reader(node, opset, depth + 1)
-    if found is None:
-        return None
-    problem = found.problem
-    if private and sole_reader(value) is None:
-        problem = problem or "an inner value has other readers"
-    return replace(found, nodes=(node, *found.nodes), dtypes=found.dtypes | {value.dtype}, problem=problem)
+    found = PowerWalk(opset).read(value)
+    if found is None or value is None or not private or sole_reader(value) is not None:
+        return found
+    return replace(found, problem=found.problem or OTHER_READERS)
 
 
 def _is_cast(node: ir.Node) -> bool:
@@ -166,21 +222,21 @@ def _number(value: ir.Value | None, beside: ir.Value | None) -> float | None:
 # --- the mean of squares ------------------------------------------------------------------------------------------
 
 
-def _reduction(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _reduction(node: ir.Node, walk: PowerWalk) -> Power | None:
     """A reduction of squares over static axes."""
     inner = node.inputs[0]
     if inner is None or inner.shape is None or inner.dtype not in FLOAT_TYPES:
         return None
-    axes = reduced_axes(node, opset, len(inner.shape))
+    axes = reduced_axes(node, walk.opset, len(inner.shape))
     square = _Square(inner) if node.op_type in ("ReduceSumSquare", "ReduceL2") else _square(inner)
     if not axes:
         return None
     if square is None:
-        return _further(node, axes, opset, depth)
+        return _further(node, axes, walk)
     power = Power(
         without_casts(square.of),
         axes,
-        shared=square.nodes,
+        shared=(*square.nodes, *widening_casts(square.of)),
         dtypes=frozenset(square.dtypes),
         dropped=not attribute(node, "keepdims", 1),
     )
@@ -189,9 +245,9 @@ def _reduction(node: ir.Node, opset: int, depth: int) -> Power | None:
     return power.power(0.5) if node.op_type == "ReduceL2" else power
 
 
-def _further(node: ir.Node, axes: tuple[int, ...], opset: int, depth: int) -> Power | None:
+def _further(node: ir.Node, axes: tuple[int, ...], walk: PowerWalk) -> Power | None:
     """A mean square over some axes, averaged over more of them."""
-    power = read_power(node.inputs[0], opset, depth)
+    power = walk.read(node.inputs[0])
     if power is None or power.exponent != 1.0 or power.epsilon or power.floor or power.weights or power.expanded:
         return None
     keeps = bool(attribute(node, "keepdims", 1))
@@ -261,31 +317,31 @@ def reduced_axes(node: ir.Node, opset: int, rank: int) -> tuple[int, ...] | None
 # --- what is done to it -------------------------------------------------------------------------------------------
 
 
-def _passed(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _passed(node: ir.Node, walk: PowerWalk) -> Power | None:
     """Casts between floats."""
-    return read_power(node.inputs[0], opset, depth)
+    return walk.read(node.inputs[0])
 
 
-def _sqrt(node: ir.Node, opset: int, depth: int) -> Power | None:
-    inner = read_power(node.inputs[0], opset, depth)
+def _sqrt(node: ir.Node, walk: PowerWalk) -> Power | None:
+    inner = walk.read(node.inputs[0])
     return None if inner is None else inner.power(0.5)
 
 
-def _reciprocal(node: ir.Node, opset: int, depth: int) -> Power | None:
-    inner = read_power(node.inputs[0], opset, depth)
+def _reciprocal(node: ir.Node, walk: PowerWalk) -> Power | None:
+    inner = walk.read(node.inputs[0])
     return None if inner is None else inner.power(-1.0)
 
 
-def _pow(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _pow(node: ir.Node, walk: PowerWalk) -> Power | None:
     exponent = _number(node.inputs[1], node.inputs[0])
-    inner = None if exponent is None else read_power(node.inputs[0], opset, depth)
+    inner = None if exponent is None else walk.read(node.inputs[0])
     return None if inner is None or exponent is None else inner.power(exponent)
 
 
-def _mul(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _mul(node: ir.Node, walk: PowerWalk) -> Power | None:
     for value, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
         number = _number(other, value)
-        inner = read_power(value, opset, depth)
+        inner = walk.read(value)
         if inner is None or other is None:
             continue
         return inner.times(number) if number is not None else _weighted(inner, other)
@@ -308,15 +364,15 @@ def _scaled_at_run_time(power: Power, number: ir.Value | None) -> Power | None:
     return replace(power, problem=power.problem or "the mean square has a factor that is computed at run time")
 
 
-def _div(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _div(node: ir.Node, walk: PowerWalk) -> Power | None:
     top, bottom = node.inputs
     number = _number(bottom, top)
     if number is not None:
-        inner = read_power(top, opset, depth) if number else None
+        inner = walk.read(top) if number else None
         return None if inner is None else inner.times(1.0 / number)
-    inner = read_power(bottom, opset, depth)
+    inner = walk.read(bottom)
     if inner is None:
-        inner = read_power(top, opset, depth)
+        inner = walk.read(top)
         return None if inner is None or inner.exponent < 0 else _scaled_at_run_time(inner, bottom)
     if top is None:
         return None
@@ -325,37 +381,42 @@ def _div(node: ir.Node, opset: int, depth: int) -> Power | None:
     return inverse.times(number) if number is not None else _weighted(inverse, top)
 
 
-def _add(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _add(node: ir.Node, walk: PowerWalk) -> Power | None:
     for value, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
         number = _number(other, value)
-        inner = None if number is None else read_power(value, opset, depth)
+        inner = None if number is None else walk.read(value)
         if inner is not None and number is not None:
             return inner.plus(number)
     return None
 
 
-def _clip(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _clip(node: ir.Node, walk: PowerWalk) -> Power | None:
     """Clip with a lower bound only."""
-    if opset < 11 or (len(node.inputs) > 2 and node.inputs[2] is not None) or len(node.inputs) < 2:
+    if walk.opset < 11:
+        if attribute(node, "max", _LARGEST) != _LARGEST or attribute(node, "min", None) is None:
+            return None
+        inner = walk.read(node.inputs[0])
+        return None if inner is None else inner.at_least(attribute(node, "min", None))
+    if (len(node.inputs) > 2 and node.inputs[2] is not None) or len(node.inputs) < 2:
         return None
-    return _clamped(node.inputs[0], node.inputs[1], opset, depth)
+    return _clamped(node.inputs[0], node.inputs[1], walk)
 
 
-def _max(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _max(node: ir.Node, walk: PowerWalk) -> Power | None:
     if len(node.inputs) != 2:
         return None
     first, second = node.inputs
-    return _clamped(first, second, opset, depth) or _clamped(second, first, opset, depth)
+    return _clamped(first, second, walk) or _clamped(second, first, walk)
 
 
-def _clamped(value: ir.Value | None, bound: ir.Value | None, opset: int, depth: int) -> Power | None:
+def _clamped(value: ir.Value | None, bound: ir.Value | None, walk: PowerWalk) -> Power | None:
     number = _number(bound, value)
-    inner = None if number is None else read_power(value, opset, depth)
+    inner = None if number is None else walk.read(value)
     return None if inner is None or number is None else inner.at_least(number)
 
 
-def _expand(node: ir.Node, opset: int, depth: int) -> Power | None:
-    inner = read_power(node.inputs[0], opset, depth)
+def _expand(node: ir.Node, walk: PowerWalk) -> Power | None:
+    inner = walk.read(node.inputs[0])
     shape = node.outputs[0].shape
     if inner is None or shape is None or not inner.broadcasts:
         return None
@@ -363,29 +424,60 @@ def _expand(node: ir.Node, opset: int, depth: int) -> Power | None:
     return replace(inner, dropped=False, expanded=(*inner.expanded, shape), shared=shared)
 
 
-def _unsqueeze(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _unsqueeze(node: ir.Node, walk: PowerWalk) -> Power | None:
     """Puts back the axes that a reduction without keepdims took away."""
-    inner = read_power(node.inputs[0], opset, depth)
-    shape = node.outputs[0].shape
-    given = tensor_of(node.inputs[1]) if opset >= 13 and len(node.inputs) > 1 else attribute(node, "axes", None)
-    if inner is None or given is None or shape is None or not inner.dropped:
+    inner = walk.read(node.inputs[0])
+    if inner is None or not inner.dropped:
         return None
-    axes = tuple(sorted(int(axis) % len(shape) for axis in np.asarray(given).reshape(-1)))
-    return replace(inner, dropped=False) if axes == inner.axes else None
+    return replace(inner, dropped=False) if given_axes(node, walk.opset, node.outputs[0]) == inner.axes else None
 
 
-def _reshape(node: ir.Node, opset: int, depth: int) -> Power | None:
+def _squeeze(node: ir.Node, walk: PowerWalk) -> Power | None:
+    """Takes away the axes that a reduction with keepdims left."""
+    inner = walk.read(node.inputs[0])
+    if inner is None or inner.dropped or inner.expanded:
+        return None
+    return replace(inner, dropped=True) if given_axes(node, walk.opset, node.inputs[0]) == inner.axes else None
+
+
+def given_axes(node: ir.Node, opset: int, whole: ir.Value | None) -> tuple[int, ...] | None:
+    """The axes of an Unsqueeze or Squeeze as ascending numbers of ``whole``, which has them; None where not known."""
+    if whole is None or whole.shape is None:
+        return None
+    by_input = opset >= 13
+    given = (tensor_of(node.inputs[1]) if len(node.inputs) > 1 else None) if by_input else attribute(node, "axes", None)
+    if given is None:
+        return None
+    return tuple(sorted(int(axis) % len(whole.shape) for axis in np.asarray(given).reshape(-1)))
+
+
+def _reshape(node: ir.Node, walk: PowerWalk) -> Power | None:
     """Puts back the axes that a reduction took away, or those that were flattened before it; or changes nothing."""
-    inner = read_power(node.inputs[0], opset, depth)
-    shape = node.outputs[0].shape
-    source = None if inner is None else inner.source
-    if inner is None or shape is None or source is None or source.shape is None or inner.expanded:
+    inner = walk.read(node.inputs[0])
+    if inner is None or inner.expanded:
         return None
-    if same_sizes([1 if axis in inner.axes else size for axis, size in enumerate(source.shape)], list(shape)):
-        return replace(inner, dropped=False, shared=(*inner.shared, *shape_nodes(node)))
+    found = restored(inner.source, inner.axes, node)
+    if found is None:
+        return None
+    source, axes, shared = found
+    return replace(inner, source=source, axes=axes, dropped=False, shared=(*inner.shared, *shared))
+
+
+def restored(
+    source: ir.Value, axes: tuple[int, ...], node: ir.Node
+) -> tuple[ir.Value, tuple[int, ...], tuple[ir.Node, ...]] | None:
+    """What a Reshape of a statistic of ``source`` over ``axes`` is a statistic of, with axes of size 1 kept.
+
+    The source itself; or what a Reshape had flattened its last axes of. With the axes, and what computes shapes.
+    """
+    shape = node.outputs[0].shape
+    if shape is None or source.shape is None:
+        return None
+    if same_sizes([1 if axis in axes else size for axis, size in enumerate(source.shape)], list(shape)):
+        return source, axes, shape_nodes(node)
     flat = source.producer()
     x = flat.inputs[0] if flat is not None and is_op(flat, "Reshape") else None
-    if x is None or x.shape is None or inner.axes != (len(source.shape) - 1,):
+    if x is None or x.shape is None or axes != (len(source.shape) - 1,):
         return None
     kept = len(source.shape) - 1  # the axes behind it were flattened into one
     ones = [1] * (len(x.shape) - kept)
@@ -393,10 +485,9 @@ def _reshape(node: ir.Node, opset: int, depth: int) -> Power | None:
         return None
     if not same_sizes([*list(x.shape)[:kept], *ones], list(shape)):
         return None
-    axes = tuple(range(kept, len(x.shape)))
     assert flat is not None
-    shared = (*inner.shared, flat, *shape_nodes(flat), *shape_nodes(node))
-    return replace(inner, source=without_casts(x), axes=axes, shared=shared, dropped=False)
+    shared = (*widening_casts(x), flat, *shape_nodes(flat), *shape_nodes(node))
+    return without_casts(x), tuple(range(kept, len(x.shape))), shared
 
 
 _READERS = {
@@ -412,6 +503,7 @@ _READERS = {
     "Reciprocal": _reciprocal,
     "Reshape": _reshape,
     "Sqrt": _sqrt,
+    "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
 }
 
