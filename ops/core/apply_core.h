@@ -26,10 +26,10 @@ inline int64_t ToBoundary(const T* p) {
 /// run ends in one. Else the last vector overlaps the one before: it
 /// is read before anything is written, so that x and y may be the same memory. Long runs into other
 /// memory begin with a vector that overlaps, too, so that the others are aligned.
-template <typename V, typename T, typename Body>
-inline void MapRun(const T* x, T* y, int64_t n, const Body& body) {
+template <typename V, typename From, typename To, typename Body>
+inline void MapRun(const From* x, To* y, int64_t n, const Body& body) {
   constexpr int W = V::kWidth;
-  if (n < W || (kCheapParts<V, T> && n < kAlignedVectors * W)) {
+  if (n < W || (kCheapParts<V, From> && kCheapParts<V, To> && n < kAlignedVectors * W)) {
     int64_t i = 0;
     for (; i + W <= n; i += W) Memory<V>::Store(y + i, body(Memory<V>::Load(x + i), i, W));
     if (i < n) StorePart(y + i, body(LoadPart<V>(x + i, n - i), i, n - i), n - i);
@@ -38,7 +38,7 @@ inline void MapRun(const T* x, T* y, int64_t n, const Body& body) {
   const int64_t tail = n - W;
   const V last = Memory<V>::Load(x + tail);
   int64_t i = 0;
-  if (n >= kAlignedVectors * W && x != y) {
+  if (n >= kAlignedVectors * W && static_cast<const void*>(x) != y) {
     const int64_t head = ToBoundary<V>(y);
     if (head > 0) Memory<V>::Store(y, body(Memory<V>::Load(x), 0, W));
     i = head;
@@ -62,21 +62,22 @@ void Add(const T* a, const T* b, T* out, int64_t n) {
   if (i < n) StorePart(out + i, LoadPart<V>(a + i, n - i) + LoadPart<V>(b + i, n - i), n - i);
 }
 
-template <typename V, typename T, Activation kActivation>
-void ActivateRun(const T* x, T* y, int64_t n) {
-  MapRun<V>(x, y, n, [](V v, int64_t, int64_t) { return Activate<kActivation>(v); });
+template <typename V, typename From, Activation kActivation, typename To>
+void ActivateRun(const From* x, To* y, int64_t n) {
+  MapRun<V>(x, y, n, [](V v, int64_t, int64_t) { return Activate<kActivation, To>(v); });
 }
 
 /// What a channel-wise norm makes of one element: see Ending.
-template <int kEnding, typename V>
+template <int kEnding, typename T, typename V>
 inline V Channel(V x, V mean, V scale, V bias, V t) {
   constexpr int kFloor = static_cast<int>(Ending::kFloor), kGate = static_cast<int>(Ending::kGate);
   if constexpr (kEnding == kGate) {
     return Fma(x * Sigmoid(t * x) - mean, scale, bias);
   } else if constexpr (kEnding >= kFloor) {
-    return Max(t, Activate<static_cast<Activation>(kEnding - kFloor)>(Fma(x - mean, scale, bias)));
+    return Max(t,
+               Activate<static_cast<Activation>(kEnding - kFloor), T>(Fma(x - mean, scale, bias)));
   } else {
-    return Activate<static_cast<Activation>(kEnding)>(Fma(x - mean, scale, bias));
+    return Activate<static_cast<Activation>(kEnding), T>(Fma(x - mean, scale, bias));
   }
 }
 
@@ -89,34 +90,48 @@ inline V Parameters(const P* p, int64_t i, int64_t n) {
   return n == V::kWidth ? Memory<V>::Load(p + i) : LoadPart<V>(p + i, n);
 }
 
-template <typename V, typename T, int kEnding>
-void ApplyPlanes(const T* x, T* y, int64_t planes, int64_t size, const typename V::Element* mean,
-                 const typename V::Element* scale, const typename V::Element* bias,
-                 const typename V::Element* t) {
-  constexpr bool kSlow = kEnding == static_cast<int>(Activation::kSilu) ||
-                         kEnding == static_cast<int>(Activation::kGelu);
-  if constexpr (kSlow && sizeof(T) == sizeof(typename V::Element)) {
-    // Much of the last vector of a short plane may be idle: the activation goes over all planes at
-    // once, while they are in the first-level cache.
-    if (planes > 1 && size < kAlignedVectors * V::kWidth && size % V::kWidth != 0) {
-      constexpr int64_t kElements = 2048;
-      const int64_t some = size < kElements ? kElements / size : 1;
-      for (int64_t p = 0; p < planes; p += some) {
-        const int64_t count = planes - p < some ? planes - p : some;
-        ApplyPlanes<V, T, static_cast<int>(Activation::kNone)>(
-            x + p * size, y + p * size, count, size, mean + p, scale + p, bias + p, t);
-        ActivateRun<V, T, static_cast<Activation>(kEnding)>(y + p * size, y + p * size,
-                                                            count * size);
-      }
-      return;
-    }
-  }
+template <typename V, int kEnding, typename From, typename To>
+inline void MapPlanes(const From* x, To* y, int64_t planes, int64_t size,
+                      const typename V::Element* mean, const typename V::Element* scale,
+                      const typename V::Element* bias, const typename V::Element* t) {
   for (int64_t p = 0; p < planes; ++p) {
     const V m = Set<V>(mean[p]), a = Set<V>(scale[p]), b = Set<V>(bias[p]);
     const V c = HasParameter(kEnding) ? Set<V>(t[p]) : a;
     MapRun<V>(x + p * size, y + p * size, size,
-              [=](V v, int64_t, int64_t) { return Channel<kEnding>(v, m, a, b, c); });
+              [=](V v, int64_t, int64_t) { return Channel<kEnding, To>(v, m, a, b, c); });
   }
+}
+
+template <typename V, typename T, int kEnding>
+void ApplyPlanes(const T* x, T* y, int64_t planes, int64_t size, const typename V::Element* mean,
+                 const typename V::Element* scale, const typename V::Element* bias,
+                 const typename V::Element* t) {
+  using Element = typename V::Element;
+  constexpr auto kLast = static_cast<Activation>(kEnding);
+  constexpr int kNone = static_cast<int>(Activation::kNone);
+  constexpr int64_t kElements = 2048;
+  // Much of the last vector of a short plane may be idle: a slow activation goes over many planes
+  // at once, while they are in the first-level cache.
+  if constexpr (kLast == Activation::kSilu || kLast == Activation::kGelu) {
+    if (planes > 1 && size < kAlignedVectors * V::kWidth && size % V::kWidth != 0) {
+      const int64_t some = kElements / size;
+      for (int64_t p = 0; p < planes; p += some) {
+        const int64_t count = planes - p < some ? planes - p : some;
+        Element buffer[sizeof(T) == sizeof(Element) ? 1 : kElements];
+        const auto apply = [&](auto* between) {
+          MapPlanes<V, kNone>(x + p * size, between, count, size, mean + p, scale + p, bias + p, t);
+          ActivateRun<V, Element, kLast>(between, y + p * size, count * size);
+        };
+        if constexpr (sizeof(T) == sizeof(Element)) {
+          apply(y + p * size);
+        } else {
+          apply(buffer);
+        }
+      }
+      return;
+    }
+  }
+  MapPlanes<V, kEnding>(x, y, planes, size, mean, scale, bias, t);
 }
 
 template <typename V, typename T, int kEnding>
@@ -127,15 +142,15 @@ void ApplyRows(const T* x, T* y, int64_t rows, int64_t columns, const typename V
     const V m = Memory<V>::Load(mean), a = Memory<V>::Load(scale), b = Memory<V>::Load(bias);
     const V c = HasParameter(kEnding) ? Memory<V>::Load(t) : a;
     for (int64_t i = 0; i < rows * columns; i += V::kWidth) {
-      Memory<V>::Store(y + i, Channel<kEnding>(Memory<V>::Load(x + i), m, a, b, c));
+      Memory<V>::Store(y + i, Channel<kEnding, T>(Memory<V>::Load(x + i), m, a, b, c));
     }
     return;
   }
   for (int64_t r = 0; r < rows; ++r) {
     MapRun<V>(x + r * columns, y + r * columns, columns, [=](V v, int64_t i, int64_t n) {
       const V a = Parameters<V>(scale, i, n);
-      return Channel<kEnding>(v, Parameters<V>(mean, i, n), a, Parameters<V>(bias, i, n),
-                              HasParameter(kEnding) ? Parameters<V>(t, i, n) : a);
+      return Channel<kEnding, T>(v, Parameters<V>(mean, i, n), a, Parameters<V>(bias, i, n),
+                                 HasParameter(kEnding) ? Parameters<V>(t, i, n) : a);
     });
   }
 }
@@ -145,7 +160,7 @@ void ApplyScaledRow(const T* x, T* y, int64_t columns, typename V::Element facto
                     const T* weight) {
   const V f = Set<V>(factor);
   MapRun<V>(x, y, columns, [=](V v, int64_t i, int64_t n) {
-    return Activate<kActivation>(v * f * Parameters<V>(weight, i, n));
+    return Activate<kActivation, T>(v * f * Parameters<V>(weight, i, n));
   });
 }
 
@@ -197,7 +212,7 @@ void ApplyScaledColumns(const T* x, T* y, int64_t rows, int64_t stride, int64_t 
   MapRows<V>(
       x, y, rows, stride, columns, [=](int64_t r) { return Spread<V>(weight + r); },
       [=](int64_t i, int64_t n) { return Parameters<V>(factor, i, n); },
-      [](V v, V w, V f) { return Activate<kActivation>(v * f * w); });
+      [](V v, V w, V f) { return Activate<kActivation, T>(v * f * w); });
 }
 
 template <typename V, typename T, Activation kActivation>
@@ -206,7 +221,7 @@ void ApplyNormalizedRow(const T* x, T* y, int64_t columns, typename V::Element m
                         const T* bias) {
   const V m = Set<V>(mean), f = Set<V>(factor), o = Set<V>(offset);
   MapRun<V>(x, y, columns, [=](V v, int64_t i, int64_t n) {
-    return Activate<kActivation>(
+    return Activate<kActivation, T>(
         Fma(Fma(v - m, f, o), Parameters<V>(scale, i, n), Parameters<V>(bias, i, n)));
   });
 }
@@ -229,7 +244,7 @@ void ApplyNormalizedColumns(const T* x, T* y, int64_t rows, int64_t stride, int6
                      Parameters<V>(offset, i, n)};
       },
       [](V v, const Row& row, const Lanes& lanes) {
-        return Activate<kActivation>(
+        return Activate<kActivation, T>(
             Fma(Fma(v - lanes.mean, lanes.factor, lanes.offset), row.scale, row.bias));
       });
 }

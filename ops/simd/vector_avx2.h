@@ -93,6 +93,7 @@ inline float ReduceAdd(F v) {
 
 // 1 / v. A division of eight floats is as fast as an estimate and the steps to mend it.
 inline F Reciprocal(F v) { return {_mm256_div_ps(_mm256_set1_ps(1.0f), v.v)}; }
+inline F RoughReciprocal(F v) { return Reciprocal(v); }
 
 // v where a < b does not hold (also if either is NaN), else 0.
 inline F ZeroIfLess(F v, F a, F b) {

@@ -103,6 +103,9 @@ inline F Reciprocal(F v) {
   return Fma(first, {_mm512_fnmadd_ps(v.v, first.v, _mm512_set1_ps(1.0f))}, first);
 }
 
+// The same to 14 bits.
+inline F RoughReciprocal(F v) { return {_mm512_rcp14_ps(v.v)}; }
+
 // v where a < b does not hold (also if either is NaN), else 0.
 inline F ZeroIfLess(F v, F a, F b) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), v.v)};

@@ -81,6 +81,7 @@ inline float ReduceAdd(F v) { return vaddvq_f32(v.v); }
 
 // 1 / v.
 inline F Reciprocal(F v) { return {vdivq_f32(vdupq_n_f32(1.0f), v.v)}; }
+inline F RoughReciprocal(F v) { return Reciprocal(v); }
 
 // v where a < b does not hold (also if either is NaN), else 0.
 inline F ZeroIfLess(F v, F a, F b) {

@@ -82,6 +82,7 @@ inline E ReduceAdd(const Pack<E, N>& v) {
 
 // 1 / v.
 inline F Reciprocal(const F& v) { return Set<F>(1.0f) / v; }
+inline F RoughReciprocal(const F& v) { return Reciprocal(v); }
 
 // v where a < b does not hold (also if either is NaN), else 0.
 inline F ZeroIfLess(const F& v, const F& a, const F& b) {
