@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -155,13 +156,18 @@ def _check_operator(node: ir.Node, imports: Mapping[str, int], name: str) -> Non
     opset = imports.get("", imports.get("ai.onnx"))
     if opset is None:
         raise ModelError(f"{where}{node.op_type}, but no ai.onnx opset is imported")
-    if onnx.defs.has(node.op_type, opset, "") or node.op_type in _ADDED:
+    if _has_operator(node.op_type, opset) or node.op_type in _ADDED:
         return
     if onnx.defs.has(node.op_type):
         raise ModelError(f"{where}{node.op_type!r}: opset {opset} has no such operator; the model needs a newer opset")
     raise ModelError(
         f"{where}{node.op_type!r}: ONNX has no such operator; is its domain, {node.domain or 'ai.onnx'!r}, right?"
     )
+
+
+@functools.cache
+def _has_operator(op_type: str, opset: int) -> bool:
+    return bool(onnx.defs.has(op_type, opset, ""))
 
 
 def _called(node: ir.Node) -> str:

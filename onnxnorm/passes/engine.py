@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,8 +11,9 @@ import onnx_ir as ir
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.contrib import CONTRIB
 from onnxnorm.passes.decision import Action, Decision
-from onnxnorm.passes.graph import all_graphs, all_names, holds_initializers, is_norm, module_name, node_name, op_name
+from onnxnorm.passes.graph import all_graphs, count_uses, holds_initializers, is_norm, module_name, node_name, op_name
 from onnxnorm.passes.lower.contrib_kernels import CPU_TYPES
+from onnxnorm.passes.names import Names
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -38,7 +40,7 @@ class Engine:
         self._refusals: dict[ir.Node, Decision] = {}
         self._reverted: set[tuple[str, ir.Node]] = set()
         self._almost: set[ir.Node] = set()
-        self._names = all_names(model)
+        self._names = Names.of(model)
 
     def run(self, rules: Sequence[Rule]) -> None:
         """Applies one stage's rules, in order at each node, until a sweep over all graphs changes nothing."""
@@ -46,15 +48,34 @@ class Engine:
         for rule in rules:
             for operator in rule.operators:
                 table.setdefault(operator, []).append(rule)
-        changed = bool(table)
-        while changed:
+        for sweep in itertools.count() if table else ():
             changed = False
             for graph, opset, in_function in list(all_graphs(self.model)):
                 initializers = holds_initializers(self.model, in_function)
                 context = Context(graph, opset, in_function, self._names, initializers)
-                for node in list(graph):
-                    if node.graph is graph and self._visit(node, table.get(node.op_type, ()), context):
-                        changed = True
+                changed |= self._sweep(context, table, follow=sweep > 0)
+            if not changed:
+                return
+
+    def _sweep(self, context: Context, table: dict[str, list[Rule]], follow: bool) -> bool:
+        """Visits all nodes of a graph; whether anything changed.
+
+        A first sweep sees behind each rewrite what that changed, and a second one what stands in front of it. What
+        changes in later ones is most often one step of a longer way: with ``follow`` the nodes around a rewrite are
+        visited again at once, so that a way takes one sweep and not one for each step.
+        """
+        changed, waiting = False, list(context.graph)
+        while waiting:
+            near: dict[ir.Node, None] = {}
+            for node in waiting:
+                if node.graph is not context.graph:
+                    continue
+                applied = self._visit(node, table.get(node.op_type, ()), context)
+                changed |= applied is not None
+                if follow and applied is not None:
+                    near.update(dict.fromkeys(_around(applied)))
+            waiting = list(near)
+        return changed
 
     def account(self) -> list[Decision]:
         """One decision for each normalization: what was done, the last refusal, or that nothing applied.
@@ -69,7 +90,8 @@ class Engine:
         ]
         return [*self._decisions, *left]
 
-    def _visit(self, node: ir.Node, rules: Sequence[Rule], context: Context) -> bool:
+    def _visit(self, node: ir.Node, rules: Sequence[Rule], context: Context) -> Replacement | None:
+        """Applies the first rule that fires; what it did."""
         for rule in rules:
             if (rule.id, node) in self._reverted:
                 continue
@@ -91,8 +113,8 @@ class Engine:
                         made.replace_input_with(index, None)
                 continue
             self._apply(rule, match, replacement, context)
-            return True
-        return False
+            return replacement
+        return None
 
     def _refuse(self, rule: Rule, subject: ir.Node, action: Action, reason: str, values: dict[str, object]) -> None:
         if rule.recognizes:
@@ -138,6 +160,30 @@ class Engine:
             list(replacement.outputs),
             list(replacement.outputs.values()),
         )
+
+
+#: How far around a rewrite nodes are visited again.
+_HOPS = 3
+#: Values with more readers do not pass that on.
+_READERS = 16
+
+
+def _around(applied: Replacement) -> list[ir.Node]:
+    """The new nodes and those some hops before and behind them, nearest first."""
+    readers = [use.node for value in applied.outputs.values() for use in list(value.uses())[:_READERS]]
+    found = dict.fromkeys([*applied.nodes, *readers])
+    last = list(found)
+    for _ in range(_HOPS):
+        near: dict[ir.Node, None] = {}
+        for item in last:
+            producers = (value.producer() for value in item.inputs if value is not None)
+            near.update((producer, None) for producer in producers if producer is not None)
+            for value in item.outputs:
+                if count_uses(value) <= _READERS:
+                    near.update((use.node, None) for use in value.uses())
+        last = [item for item in near if item not in found]
+        found.update(dict.fromkeys(last))
+    return list(found)
 
 
 def _describe(node: ir.Node, rule: Rule, match: Match, context: Context) -> None:

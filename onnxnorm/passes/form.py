@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import onnx.defs
 import onnx_ir as ir
 
@@ -13,28 +16,50 @@ def check_form(model: ir.Model) -> None:
     """ModelError unless each standard node has the inputs, outputs and attributes of its operator."""
     for graph, opset, _ in all_graphs(model):
         for node in graph:
-            if node.domain not in STANDARD or opset is None or not onnx.defs.has(node.op_type, opset, ""):
-                continue
-            problem = _problem(node, onnx.defs.get_schema(node.op_type, opset, ""))
+            form = None if node.domain not in STANDARD or opset is None else _form(node.op_type, opset)
+            problem = None if form is None else _problem(node, form)
             if problem is not None:
                 raise ModelError(f"node {node_name(node)!r} ({node.op_type}, opset {opset}) {problem}")
 
 
-def _problem(node: ir.Node, schema: onnx.defs.OpSchema) -> str | None:
+@dataclass(frozen=True)
+class _Form:
+    """What the nodes of an operator have: bounds of counts, inputs that must be there by index, attributes."""
+
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    single: tuple[tuple[int, str], ...]
+    attributes: tuple[tuple[str, bool, str], ...]  #: name, whether it must be there, kind
+
+
+@functools.cache
+def _form(op_type: str, opset: int) -> _Form | None:
+    """None for an operator that the opset has not. To ask onnx.defs for each node takes longer than the rest."""
+    if not onnx.defs.has(op_type, opset, ""):
+        return None
+    schema = onnx.defs.get_schema(op_type, opset, "")
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    return _Form(
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        tuple((index, item.name) for index, item in enumerate(schema.inputs) if item.option == single),
+        tuple((name, item.required, str(item.type).rsplit(".", 1)[-1]) for name, item in schema.attributes.items()),
+    )
+
+
+def _problem(node: ir.Node, form: _Form) -> str | None:
     count = len(node.inputs)
-    if not schema.min_input <= count <= schema.max_input:
-        return f"has {count} inputs; the operator takes {_range(schema.min_input, schema.max_input)}"
-    if not schema.min_output <= len(node.outputs) <= schema.max_output:
-        wanted = _range(schema.min_output, schema.max_output)
-        return f"has {len(node.outputs)} outputs; the operator has {wanted}"
-    for value, parameter in zip(node.inputs, schema.inputs, strict=False):
-        if value is None and parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single:
-            return f"lacks its input {parameter.name}"
-    for name, item in schema.attributes.items():
+    if not form.inputs[0] <= count <= form.inputs[1]:
+        return f"has {count} inputs; the operator takes {_range(*form.inputs)}"
+    if not form.outputs[0] <= len(node.outputs) <= form.outputs[1]:
+        return f"has {len(node.outputs)} outputs; the operator has {_range(*form.outputs)}"
+    for index, parameter in form.single:
+        if index < count and node.inputs[index] is None:
+            return f"lacks its input {parameter}"
+    for name, required, kind in form.attributes:
         found = node.attributes.get(name)
-        if found is None and item.required:
+        if found is None and required:
             return f"lacks its attribute {name}"
-        kind = str(item.type).rsplit(".", 1)[-1]
         if found is not None and found.type.name != kind:
             return f"has an attribute {name} of the kind {found.type.name.lower()}; it is {kind.lower()}"
     return None

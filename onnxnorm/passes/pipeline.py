@@ -258,10 +258,10 @@ def run_pipeline(
         if (stage is CONTRIB and contrib) or (stage in (CONTRIB, FUSE) and norms_with_channels_last(model)):
             cancel_transposes(model)
     decisions = engine.account()
-    clean(model)
+    clean(model, again=True)
     if lowers_types:
         decisions = with_lowered(decisions, lower_unsupported_types(model))
-        clean(model)
+        clean(model, again=True)
     if uses_onnxnorm(model):
         raise_opset(model, MIN_OPSET)
     attach_function_bodies(model)

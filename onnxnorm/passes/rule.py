@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import is_overridable, node_name, op_name, tensor_of
+from onnxnorm.passes.names import Names
 from onnxnorm.runtime.arrays import float_info, is_float
 
 
@@ -83,9 +84,7 @@ class Context:
 
     """
 
-    def __init__(
-        self, graph: ir.Graph, opset: int | None, in_function: bool, names: set[str], initializers: bool
-    ) -> None:
+    def __init__(self, graph: ir.Graph, opset: int | None, in_function: bool, names: Names, initializers: bool) -> None:
         self.graph = graph
         self.opset = opset or 0
         self.in_function = in_function
@@ -94,12 +93,7 @@ class Context:
 
     def fresh_name(self, wish: str) -> str:
         """A name that no value or node of the model has, as near to ``wish`` as possible."""
-        name, count = wish, 0
-        while name in self._names:
-            count += 1
-            name = f"{wish}_{count}"
-        self._names.add(name)
-        return name
+        return self._names.fresh(wish)
 
     def constant(self, wish: str, exact: npt.NDArray[Any], dtype: ir.DataType, *, infinite: bool = False) -> ir.Value:
         """A new constant: ``exact`` (float64) rounded once to ``dtype``; Refusal when it overflows the type.
@@ -112,7 +106,7 @@ class Context:
         array = rounded(known, dtype)
         if infinite:
             array = np.where(np.isinf(exact), exact.astype(array.dtype), array)
-        value.const_value = ir.tensor(array, name=name, dtype=dtype)
+        value.const_value = ir.Tensor(array, dtype=dtype, name=name)
         value.meta["exact"] = exact
         return value
 

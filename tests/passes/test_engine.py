@@ -10,6 +10,7 @@ import pytest
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.engine import RULE_KEY, Engine
+from onnxnorm.passes.names import Names
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 
 NORM = "BatchNormalization (c, gamma, beta, mean, var)"
@@ -253,7 +254,7 @@ def test_no_float64_copy_of_a_weight_stays(lab: Any, weights: str) -> None:
 
 def test_fresh_names_and_constants_leave_the_graph_alone(lab: Any) -> None:
     model = ir.from_proto(lab.model("(float[2] x) => (float[2] y) { y = Relu (x) }"))
-    context = Context(model.graph, 18, False, {"y"}, True)
+    context = Context(model.graph, 18, False, Names({"y"}), True)
     assert [context.fresh_name("y"), context.fresh_name("y"), context.fresh_name("z")] == ["y_1", "y_2", "z"]
     value = context.constant("k", np.array([1e-3, 1.0]), ir.DataType.FLOAT16)
     assert value.dtype == ir.DataType.FLOAT16

@@ -63,27 +63,26 @@ def operands(node: ir.Node) -> list[ir.Value]:
 
 
 class Chains:
-    """Finds chains; remembers the values that depend on more than constants, which they do for ever."""
+    """Finds chains; remembers which values constants alone decide, for that stays as it is when nodes are replaced."""
 
     def __init__(self) -> None:
-        self._varying: set[ir.Value] = set()
+        self._constant: dict[ir.Value, bool] = {}
+        self._weights: dict[ir.Value, tuple[bool, bool]] = {}
 
     def nodes_of(self, value: ir.Value) -> list[ir.Node] | None:
         """The nodes that compute the value from constants, each after those that it reads; None where they do not.
 
         An empty list is a constant.
         """
+        if not self.is_constant(value):
+            return None
         found: dict[ir.Node, None] = {}
         stack = [(value, False)]
         while stack:
             current, inputs_done = stack.pop()
             node = current.producer()
-            if leaf(current) is not None or (node is not None and node in found):
+            if node is None or node in found or leaf(current) is not None:
                 continue
-            if node is None or current in self._varying or not _is_known(node):
-                self._varying.add(current)
-                self._varying.update(item for item, done in stack if done)  # those that read it
-                return None
             if inputs_done:
                 found[node] = None
                 continue
@@ -93,43 +92,98 @@ class Chains:
 
     def is_constant(self, value: ir.Value) -> bool:
         """Whether constants alone decide the value."""
-        return self.nodes_of(value) is not None
+        known = self._constant
+        stack = [value]
+        while stack and value not in known:
+            current = stack[-1]
+            node = current.producer()
+            if current in known:
+                pass
+            elif leaf(current) is not None:
+                known[current] = True
+            elif node is None or not _is_known(node):
+                known[current] = False
+            else:
+                sources = operands(node)
+                unknown = [item for item in sources if item not in known]
+                if unknown and all(known.get(item, True) for item in sources):
+                    stack += unknown
+                    continue
+                known[current] = not unknown and all(known[item] for item in sources)
+            stack.pop()
+        return known[value]
+
+    def has_arithmetic(self, value: ir.Value) -> bool:
+        """Whether a node of the value's chain makes new numbers."""
+        seen, stack = {value}, [value]
+        while stack:
+            current = stack.pop()
+            node = current.producer()
+            if node is None or leaf(current) is not None:
+                continue
+            if is_arithmetic(node):
+                return True
+            new = [item for item in operands(node) if item not in seen]
+            seen.update(new)
+            stack += new
+        return False
 
     def layers(self, value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         """The layers, with the input, that read the value as a weight, or after its elements were moved."""
-        for node, index, _ in self._readers(value, MOVES):
-            yield node, index
+        seen, stack = {value}, [value]
+        while stack:
+            layers, made = self._readers(stack.pop())
+            yield from layers
+            new = [item for node, item in made if node.domain in STANDARD and node.op_type in MOVES]
+            stack += [item for item in new if item not in seen]
+            seen.update(new)
 
     def makes_weight(self, node: ir.Node) -> bool:
         """Whether the node's floats go into the arithmetic that makes the weight of a layer."""
         if node.outputs[0].dtype in WHOLE:
             return False
-        chain = self.nodes_of(node.outputs[0])
-        if chain is None:
+        if not self.is_constant(node.outputs[0]):
             return False
-        own = any(map(is_arithmetic, chain))
-        return any(own or changed for _, _, changed in self._readers(node.outputs[0], None))
+        plain, changed = self._weighs(node.outputs[0])
+        return changed or (plain and self.has_arithmetic(node.outputs[0]))
 
-    def _readers(self, value: ir.Value, passing: frozenset[str] | None) -> Iterator[tuple[ir.Node, int, bool]]:
-        """(layer, input, whether arithmetic lies between) behind nodes of the chain that are of those operators."""
-        seen: set[tuple[ir.Value, bool]] = set()
-        stack = [(value, False)]
-        while stack:
-            current, changed = stack.pop()
-            if (current, changed) in seen:
+    def _weighs(self, value: ir.Value) -> tuple[bool, bool]:
+        """Whether the value's numbers come to the weight of a layer as they are, and through arithmetic.
+
+        What is behind a value is asked for it and for all before it: the answers are kept.
+        """
+        known = self._weights
+        stack = [value]
+        while value not in known:
+            current = stack[-1]
+            layers, made = self._readers(current)
+            unknown = [item for _, item in made if item not in known]
+            if unknown:
+                stack += unknown
                 continue
-            seen.add((current, changed))
-            for use in current.uses():
-                node, index = use.node, use.idx
-                if not node.outputs or _takes_no_numbers(node, index):
-                    continue
-                if not self.is_constant(node.outputs[0]):
-                    if node.domain in STANDARD and index in WEIGHTS.get(node.op_type, ()):
-                        yield node, index, changed
-                elif (passing is None or (node.domain in STANDARD and node.op_type in passing)) and (
-                    node.outputs[0].dtype not in WHOLE
-                ):
-                    stack += [(output, changed or is_arithmetic(node)) for output in node.outputs]
+            plain, changed = bool(layers), False
+            for node, item in made:
+                as_is, through = known[item]
+                arithmetic = is_arithmetic(node)
+                plain |= as_is and not arithmetic
+                changed |= through or (as_is and arithmetic)
+            known[current] = plain, changed
+            stack.pop()
+        return known[value]
+
+    def _readers(self, value: ir.Value) -> tuple[list[tuple[ir.Node, int]], list[tuple[ir.Node, ir.Value]]]:
+        """The layers with the input that reads the value as a weight, and what constant nodes make of its numbers."""
+        layers: list[tuple[ir.Node, int]] = []
+        made: list[tuple[ir.Node, ir.Value]] = []
+        for node, index in value.uses():
+            if not node.outputs or _takes_no_numbers(node, index):
+                continue
+            if not self.is_constant(node.outputs[0]):
+                if node.domain in STANDARD and index in WEIGHTS.get(node.op_type, ()):
+                    layers.append((node, index))
+            elif node.outputs[0].dtype not in WHOLE:
+                made += [(node, output) for output in node.outputs]
+        return layers, made
 
 
 def _takes_no_numbers(node: ir.Node, index: int) -> bool:

@@ -14,16 +14,19 @@ from onnxnorm.passes.canonicalize.constants import fold_constants, lift_constant
 from onnxnorm.passes.canonicalize.duplicates import share_equal_weights
 from onnxnorm.passes.canonicalize.identities import skip_identities
 from onnxnorm.passes.canonicalize.sequences import split_tensors
-from onnxnorm.passes.canonicalize.shapes import infer_shapes
+from onnxnorm.passes.canonicalize.shapes import infer_missing_shapes, infer_shapes
 from onnxnorm.passes.canonicalize.unused import remove_unused
 from onnxnorm.spec.record import DOMAIN
 
 
-def clean(model: ir.Model) -> None:
-    """Changes ``model``; bodies of onnxnorm ops are dropped, since they are made anew at the end."""
+def clean(model: ir.Model, *, again: bool = False) -> None:
+    """Changes ``model``; bodies of onnxnorm ops are dropped, since they are made anew at the end.
+
+    With ``again`` types and shapes are known but for what rewrites made since.
+    """
     for key in [key for key in model.functions if key[0] == DOMAIN]:
         del model.functions[key]
-    infer_shapes(model)
+    (infer_missing_shapes if again else infer_shapes)(model)
     skip_identities(model)
     while fold_constants(model):
         infer_shapes(model)  # a size that was computed tells the shapes behind it, and these may make more constants

@@ -13,13 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.graph import all_graphs, attribute, holds_initializers, is_op, node_name, tensor_of
+from onnxnorm.passes.names import Names
 
 _OLDEST = 13
 
 
 def split_tensors(model: ir.Model) -> None:
     """Changes ``model``; the nodes are left without readers."""
-    names: set[str] | None = None
+    names: Names | None = None
     for graph, opset, in_function in all_graphs(model):
         if opset is None or opset < _OLDEST or not holds_initializers(model, in_function):
             continue
@@ -27,7 +28,7 @@ def split_tensors(model: ir.Model) -> None:
             places, sizes = _places(node), _sizes(node)
             if places is None or sizes is None or any(not -len(sizes) <= at < len(sizes) for at in places.values()):
                 continue
-            names = _all_names(model) if names is None else names
+            names = names or Names.of(model)
             _split(node, sizes, places, names)
 
 
@@ -62,12 +63,12 @@ def _sizes(node: ir.Node) -> list[int] | None:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _split(node: ir.Node, sizes: Sequence[int], places: dict[ir.Node, int], names: set[str]) -> None:
+def _split(node: ir.Node, sizes: Sequence[int], places: dict[ir.Node, int], names: Names) -> None:
     """Puts Split in the node's place."""
     data, graph = node.inputs[0], node.graph
     assert data is not None
     assert isinstance(graph, ir.Graph)
-    name = _fresh(f"{node_name(node)}_sizes", names)
+    name = names.fresh(f"{node_name(node)}_sizes")
     constant = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(sizes)]))
     constant.const_value = ir.tensor(np.array(sizes, np.int64), name=name)
     graph.register_initializer(constant)
@@ -75,7 +76,7 @@ def _split(node: ir.Node, sizes: Sequence[int], places: dict[ir.Node, int], name
     new = ir.node("Split", [data, constant], axis, num_outputs=len(sizes), name=node.name)
     new.metadata_props.update(node.metadata_props)
     for index, value in enumerate(new.outputs):
-        value.name = _fresh(f"{node_name(node)}_part_{index}", names)
+        value.name = names.fresh(f"{node_name(node)}_part_{index}")
         value.type = None if data.dtype is None else ir.TensorType(data.dtype)
     graph.insert_before(node, new)
     for reader, place in places.items():
@@ -84,21 +85,3 @@ def _split(node: ir.Node, sizes: Sequence[int], places: dict[ir.Node, int], name
         old.replace_all_uses_with(part)
         graph.remove(reader, safe=True)
     graph.remove(node, safe=True)
-
-
-def _all_names(model: ir.Model) -> set[str]:
-    """Of values and nodes: what is new must collide with none of them."""
-    names: set[str] = set()
-    for graph, _, _ in all_graphs(model):
-        values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-        names.update(item.name for item in [*values, *graph] if item.name)
-    return names
-
-
-def _fresh(wish: str, names: set[str]) -> str:
-    name, count = wish, 0
-    while name in names:
-        count += 1
-        name = f"{wish}_{count}"
-    names.add(name)
-    return name

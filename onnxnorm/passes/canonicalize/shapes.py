@@ -17,15 +17,28 @@ import onnx_ir as ir
 
 from onnxnorm.errors import one_line
 from onnxnorm.passes.canonicalize.contrib_shapes import show_contrib
-from onnxnorm.passes.graph import STANDARD, all_graphs
+from onnxnorm.passes.graph import STANDARD, all_graphs, graphs_of, subgraphs
 from onnxnorm.spec.record import DOMAIN, VERSION
 
 logger = logging.getLogger(__name__)
 
 #: Operators that keep type and shape, but that ONNX's inference knows nothing about: shown to it as Identity.
 _KEEP_SHAPE = frozenset({"GroupNormalization", "SimplifiedLayerNormalization"})
+#: Value metadata: inference ran and could not tell type and shape.
+_UNKNOWN = "onnxnorm unknown shape"
 #: Initializers up to this size (shapes, axes) are shown to the inference, larger ones by type and shape only.
 _SMALL = 1024
+
+
+def infer_missing_shapes(model: ir.Model) -> None:
+    """The same where rewrites left values without type or shape; not for those that inference knew nothing about."""
+    graphs = (model.graph, *subgraphs(model.graph))
+    if any(_is_missing(value) for graph in graphs for node in graph for value in node.outputs):
+        infer_shapes(model)
+
+
+def _is_missing(value: ir.Value) -> bool:
+    return bool(value.name) and (value.type is None or value.shape is None) and not value.meta.get(_UNKNOWN)
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -97,9 +110,11 @@ def _merge(graph: ir.Graph, proto: onnx.GraphProto) -> None:
         for value in node.outputs:
             if value.name in known:
                 _set_type(value, known[value.name])
+            if value.type is None or value.shape is None:
+                value.meta[_UNKNOWN] = True
         for attribute in node_proto.attribute:
             for inner, inner_proto in zip(
-                _graphs_of(node.attributes[attribute.name]), _protos_of(attribute), strict=True
+                graphs_of(node.attributes[attribute.name]), _protos_of(attribute), strict=True
             ):
                 _merge(inner, inner_proto)
 
@@ -111,12 +126,6 @@ def _set_type(value: ir.Value, inferred: onnx.TypeProto) -> None:
         value.type = kind
     if shape is not None:
         value.shape = shape
-
-
-def _graphs_of(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _protos_of(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:

@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.graph import STANDARD, all_graphs, attribute, constant_tensor, holds_initializers, is_op, rank_of
+from onnxnorm.passes.names import Names
 from onnxnorm.passes.permutation import Order, combined, is_identity, order_of, permuted, to_first, to_last
 from onnxnorm.spec.record import DOMAIN
 
@@ -44,36 +45,15 @@ def cancel_transposes(model: ir.Model) -> None:
     """Changes ``model``: its main graph and its subgraphs, not its functions."""
     if not holds_initializers(model, in_function=False):
         return
+    names = Names.of(model)
     for graph, _, in_function in list(all_graphs(model)):
         if in_function:
             continue
-        names = _Names(model)
         while sum(_visit(node, graph, names) for node in list(graph) if node.graph is graph):
             pass
 
 
-class _Names:
-    """Names that the model does not have yet."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._taken: set[str | None] = set()
-        for graph, _, _ in all_graphs(model):
-            self._taken.update(graph.initializers)
-            self._taken.update(value.name for value in graph.inputs)
-            for node in graph:
-                self._taken.update((node.name, *(value.name for value in node.outputs)))
-
-    def fresh(self, wish: str) -> str:
-        """As near to ``wish`` as possible."""
-        name, count = wish, 0
-        while name in self._taken:
-            count += 1
-            name = f"{wish}_{count}"
-        self._taken.add(name)
-        return name
-
-
-def _visit(node: ir.Node, graph: ir.Graph, names: _Names) -> bool:
+def _visit(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     """One step at the node; whether anything changed."""
     if is_op(node, "Transpose"):
         return _merge(node, graph)
@@ -208,7 +188,7 @@ def _turn(
     sources: Sequence[_Source],
     rank: int,
     graph: ir.Graph,
-    names: _Names,
+    names: Names,
 ) -> None:
     """Gives the operator its inputs with channels first, and its readers a Transpose of what it makes."""
     for (index, value), source in zip(data, sources, strict=True):
@@ -226,7 +206,7 @@ def _turn(
             value.shape = None if shape is None else ir.Shape(shape)
 
 
-def _transpose_behind(value: ir.Value, order: Order, node: ir.Node, graph: ir.Graph, names: _Names) -> None:
+def _transpose_behind(value: ir.Value, order: Order, node: ir.Node, graph: ir.Graph, names: Names) -> None:
     """Readers of the value read its Transpose, which takes over its name, and the value has its axes in place."""
     behind = ir.node("Transpose", [value], {"perm": list(order)}, name=names.fresh(f"{value.name}_transpose"))
     result = behind.outputs[0]
@@ -244,7 +224,7 @@ def _transpose_behind(value: ir.Value, order: Order, node: ir.Node, graph: ir.Gr
     graph.insert_after(node, behind)
 
 
-def _first(value: ir.Value, rank: int, node: ir.Node, graph: ir.Graph, names: _Names) -> ir.Value:
+def _first(value: ir.Value, rank: int, node: ir.Node, graph: ir.Graph, names: Names) -> ir.Value:
     """A value with channels last, turned to channels first; constants at once."""
     tensor = constant_tensor(value)
     if tensor is not None:
@@ -268,7 +248,7 @@ def _constant_first(
     rank: int,
     graph: ir.Graph,
     node: ir.Node,
-    names: _Names,
+    names: Names,
 ) -> ir.Value:
     """A constant that broadcasts against channels last, as one that does so against channels first."""
     if array.ndim == 0 or array.size == 1:

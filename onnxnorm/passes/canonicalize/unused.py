@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxnorm.passes.graph import all_graphs
+from onnxnorm.passes.graph import all_graphs, graphs_of, is_needed
 
 
 def remove_unused(model: ir.Model) -> None:
@@ -13,7 +13,7 @@ def remove_unused(model: ir.Model) -> None:
         _remove_nodes(root)
     for graph, _, _ in all_graphs(model):
         for name, value in list(graph.initializers.items()):
-            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            if not (is_needed(value) or value.is_graph_input()):
                 del graph.initializers[name]
 
 
@@ -21,7 +21,7 @@ def _remove_nodes(graph: ir.Graph) -> None:
     """From the last node to the first, so that what only a dead node reads is dead when its turn comes."""
     dead: list[ir.Node] = []
     for node in reversed(graph):
-        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+        if any(map(is_needed, node.outputs)):
             for inner in _subgraphs(node):
                 _remove_nodes(inner)
         else:
@@ -40,10 +40,4 @@ def _detach(node: ir.Node) -> None:
 
 
 def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found += attribute.as_graphs()
-    return found
+    return [graph for attribute in node.attributes.values() for graph in graphs_of(attribute)]

@@ -58,11 +58,11 @@ class FoldConstantWeight(Rule):
         ends = is_arithmetic(node) or is_layout(node) or node.op_type in CASTS
         if not ends or (value.dtype is not None and value.dtype not in FLOATS) or context.opset < _OLDEST:
             return None
-        chain = self._chains.nodes_of(value)
-        if not chain or not any(map(is_arithmetic, chain)) or self._goes_on(value):
+        if not self._chains.is_constant(value) or self._goes_on(value):
             return None
         layer = next(self._chains.layers(value), None)
-        if layer is None:
+        chain = None if layer is None else self._chains.nodes_of(value)
+        if layer is None or not chain or not any(map(is_arithmetic, chain)):
             return None
         return Match({**{f"chain{index}": item for index, item in enumerate(chain)}, "layer": layer[0]})
 

@@ -29,6 +29,7 @@ from onnxnorm.passes.graph import STANDARD, all_graphs, attribute, is_norm, modu
 from onnxnorm.passes.lower.contrib_kernels import CPU_TYPES, runs_on_cpu
 from onnxnorm.passes.lower.kernels import NO_FLOAT64, runs_bfloat16
 from onnxnorm.passes.lower.unsupported_types_float64 import composed
+from onnxnorm.passes.names import Names
 from onnxnorm.spec.body import MIN_OPSET
 
 RULE = "lower/unsupported-type"
@@ -55,7 +56,7 @@ def lower_unsupported_types(model: ir.Model) -> list[Decision]:
         InlinePass()(model)
         infer_shapes(model)
     decisions: list[Decision] = []
-    names = _Names(model)
+    names = Names.of(model)
     for graph, opset, in_function in list(all_graphs(model)):
         if in_function:
             continue
@@ -78,27 +79,6 @@ def with_lowered(decisions: Sequence[Decision], lowered: Sequence[Decision]) -> 
     """The account so far, in which a normalization that was kept is now lowered."""
     replaced = {item.node for item in lowered}
     return [item for item in decisions if item.node not in replaced or item.action != Action.KEPT] + list(lowered)
-
-
-class _Names:
-    """Names that the model does not have yet."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._taken: set[str | None] = set()
-        for graph, _, _ in all_graphs(model):
-            self._taken.update(graph.initializers)
-            self._taken.update(value.name for value in graph.inputs)
-            for node in graph:
-                self._taken.update((node.name, *(value.name for value in node.outputs)))
-
-    def fresh(self, wish: str) -> str:
-        """As near to ``wish`` as possible."""
-        name, count = wish, 0
-        while name in self._taken:
-            count += 1
-            name = f"{wish}_{count}"
-        self._taken.add(name)
-        return name
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
@@ -162,7 +142,7 @@ def _result_types(node: ir.Node, opset: int) -> list[ir.DataType | None]:
     ]
 
 
-def _wrap(node: ir.Node, opset: int, graph: ir.Graph, names: _Names, widened: dict[ir.Value, ir.Value]) -> None:
+def _wrap(node: ir.Node, opset: int, graph: ir.Graph, names: Names, widened: dict[ir.Value, ir.Value]) -> None:
     """Puts casts around the node; a value that was widened for another one is widened once."""
     before: list[ir.Node] = []
     inputs: list[ir.Value | None] = []
@@ -203,7 +183,7 @@ def _wrap(node: ir.Node, opset: int, graph: ir.Graph, names: _Names, widened: di
     _replace(graph, node, [*before, new, *after], results)
 
 
-def _cast(value: ir.Value, to: ir.DataType, wish: str, shape: ir.Shape | None, names: _Names) -> ir.Node:
+def _cast(value: ir.Value, to: ir.DataType, wish: str, shape: ir.Shape | None, names: Names) -> ir.Node:
     node = ir.node("Cast", [value], {"to": to}, name=names.fresh(f"{wish}_cast"))
     node.outputs[0].name, node.outputs[0].dtype = names.fresh(wish), to
     node.outputs[0].shape = shape.copy() if shape is not None else None
@@ -220,7 +200,7 @@ def _replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node], results: Se
     ir.convenience.replace_nodes_and_values(graph, node, [node], list(new), list(node.outputs), list(results))
 
 
-def _lower_float64(node: ir.Node, opset: int, graph: ir.Graph, names: _Names) -> list[Decision]:
+def _lower_float64(node: ir.Node, opset: int, graph: ir.Graph, names: Names) -> list[Decision]:
     """Puts operators that have kernels in the place of the node, or says that there are none."""
     made = composed(node, opset) if opset >= MIN_OPSET else None
     if made is None:
