@@ -38,13 +38,15 @@ def verify_replacement(match: Match, replacement: Replacement, context: Context)
     new_outputs = [replacement.outputs[value] for value in outputs]
     old_nodes = _in_order(replacement.removed if replacement.before is None else replacement.before)
     inputs = _outer_inputs((*old_nodes, *replacement.nodes))
+    removed = set(replacement.removed)
+    kept = [node for node in old_nodes if node not in removed]
     problem = "the rewrite could not be run on sampled inputs"
     # Sizes of different names may have to be equal: where nothing else runs, they are, axis by axis.
     for shrink, by_axis in ((9, False), (40, False), (None, False), (9, True), (None, True)):
         try:
             feeds = _sample(inputs, shrink, by_axis)
             before = _run(old_nodes, inputs, outputs, feeds, context)
-            after = _after(replacement, inputs, new_outputs, feeds, context)
+            after = _after(replacement, kept, inputs, new_outputs, feeds, context)
         except Exception as error:
             problem = f"the rewrite could not be run on sampled inputs: {' '.join(str(error).split())[:200]}"
             continue
@@ -54,14 +56,15 @@ def verify_replacement(match: Match, replacement: Replacement, context: Context)
 
 def _after(
     replacement: Replacement,
+    kept: Sequence[ir.Node],
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
     feeds: Sequence[npt.NDArray[Any]],
     context: Context,
 ) -> list[npt.NDArray[Any]]:
-    """What the new side gives: constants as they are where it has no nodes."""
+    """What the new side gives, behind what stays of the old one: constants as they are where it has no nodes."""
     if replacement.nodes:
-        return _run(list(replacement.nodes), inputs, outputs, feeds, context)
+        return _run([*kept, *replacement.nodes], inputs, outputs, feeds, context)
     return [_wide(array) for value in outputs if (array := _constant(value)) is not None]
 
 

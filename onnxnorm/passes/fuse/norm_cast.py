@@ -77,7 +77,11 @@ class FuseNormCast(Rule):
             name = f"{node_name(norm)}_{item.name}"
             inputs.append(context.constant(name, array.astype(np.float64), x.dtype, infinite=True))
         new = ir.node(norm.op_type, inputs, norm.attributes, domain=DOMAIN, name=norm.name)
-        return Replacement([new], {cast.outputs[0]: new.outputs[0]}, [norm, cast], norm, into=node_name(norm))
+        result = Replacement([new], {cast.outputs[0]: new.outputs[0]}, [norm, cast], norm, into=node_name(norm))
+        source = norm.inputs[0]
+        widen = source.producer() if source is not None and source is not x else None
+        result.before = [norm, cast] if widen is None else [widen, norm, cast]  # which relates both sides' inputs
+        return result
 
     def subject(self, match: Match) -> ir.Node:
         """Refusals are about the norm."""

@@ -205,7 +205,7 @@ def put(nodes: Sequence[ir.Node], matched: Iterable[ir.Node], shared: Iterable[i
     order = {node: index for index, node in enumerate(root.graph or ())}
     removed = sorted({*unread(shared, gone), *gone}, key=order.__getitem__)
     check_private_nodes(removed, root)
-    result = Replacement(nodes, {root.outputs[0]: nodes[-1].outputs[0]}, removed, root, into=root.name)
+    result = Replacement(nodes, {root.outputs[0]: nodes[-1].outputs[0]}, removed, root, into=node_name(root))
     result.before = sorted({*shared, *gone}, key=order.__getitem__)
     result.tolerance = 1e-5  # epsilon and scalar factors are rounded: checked is the algebra
     return result

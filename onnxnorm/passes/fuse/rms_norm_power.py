@@ -402,6 +402,12 @@ def _clip(node: ir.Node, walk: PowerWalk) -> Power | None:
     return _clamped(node.inputs[0], node.inputs[1], walk)
 
 
+def _relu(node: ir.Node, walk: PowerWalk) -> Power | None:
+    """A clamp at 0."""
+    inner = walk.read(node.inputs[0])
+    return None if inner is None else inner.at_least(0.0)
+
+
 def _max(node: ir.Node, walk: PowerWalk) -> Power | None:
     if len(node.inputs) != 2:
         return None
@@ -501,6 +507,7 @@ _READERS = {
     "Mul": _mul,
     "Pow": _pow,
     "Reciprocal": _reciprocal,
+    "Relu": _relu,
     "Reshape": _reshape,
     "Sqrt": _sqrt,
     "Squeeze": _squeeze,

@@ -25,8 +25,8 @@ from onnxnorm.passes.rule import Context
 ANCHORS = frozenset({"Sqrt", "Pow", "ReduceL2"})
 #: Operators between the root and the last node of the norm.
 _FORWARD = frozenset(
-    {"Add", "Cast", "CastLike", "Clip", "Div", "Expand", "Max", "Mul", "Neg", "Pow", "Reciprocal", "Reshape", "Sqrt"}
-    | {"Squeeze", "Sub", "Unsqueeze"}
+    {"Add", "Cast", "CastLike", "Clip", "Div", "Expand", "Max", "Mul", "Neg", "Pow", "Reciprocal", "Relu"}
+    | {"Reshape", "Sqrt", "Squeeze", "Sub", "Unsqueeze"}
 )
 _LAST = frozenset({"Add", "Div", "Mul", "Sub"})
 #: More nodes than this are not asked.

@@ -29,7 +29,7 @@ _DEEPEST = 4
 
 @dataclass(frozen=True)
 class Centred:
-    """A tensor less its mean.
+    """A tensor less its mean, or the mean less the tensor.
 
     Attributes:
         x: the tensor, before casts that widen it.
@@ -78,7 +78,7 @@ class VarianceWalk(PowerWalk):
 
 
 def read_centred(value: ir.Value, opset: int, depth: int = 0) -> Centred | None:
-    """What ``value`` is as a tensor less its mean, None when it is none."""
+    """What ``value`` is as a tensor less its mean, or the mean less the tensor; None when it is neither."""
     node = value.producer()
     if node is None or value.dtype is None or depth > _CENTRED_AT_MOST:
         return None
@@ -101,7 +101,7 @@ def read_centred(value: ir.Value, opset: int, depth: int = 0) -> Centred | None:
 def _sides(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None, float]]:
     """What may be the tensor and its mean, with the sign that makes the sum a difference."""
     if is_op(node, "Sub"):
-        return [(node.inputs[0], node.inputs[1], 1.0)]
+        return [(node.inputs[0], node.inputs[1], 1.0), (node.inputs[1], node.inputs[0], 1.0)]
     if is_op(node, "Add"):
         return [(node.inputs[0], node.inputs[1], -1.0), (node.inputs[1], node.inputs[0], -1.0)]
     return []
