@@ -188,7 +188,7 @@ class PowerWalk:
         if found is None:
             return None
         problem = found.problem
-        if self._private and self._depth > 1 and sole_reader(value) is None:
+        if self._private and self._depth > 1 and not _has_one_reader(value):
             problem = problem or OTHER_READERS
         dtypes = found.dtypes if value.dtype is None else found.dtypes | {value.dtype}
         return replace(found, nodes=(node, *found.nodes), dtypes=dtypes, problem=problem)
@@ -207,6 +207,12 @@ def read_power(value: ir.Value | None, opset: int, private: bool = True) -> Powe
     if found is None or value is None or not private or sole_reader(value) is not None:
         return found
     return replace(found, problem=found.problem or OTHER_READERS)
+
+
+def _has_one_reader(value: ir.Value) -> bool:
+    """Whether one node reads the value's numbers, perhaps twice."""
+    readers = {use.node for use in value.uses()}
+    return sole_reader(value) is not None or (len(readers) == 1 and not value.is_graph_output())
 
 
 def _is_cast(node: ir.Node) -> bool:
@@ -339,6 +345,9 @@ def _pow(node: ir.Node, walk: PowerWalk) -> Power | None:
 
 
 def _mul(node: ir.Node, walk: PowerWalk) -> Power | None:
+    if node.inputs[0] is node.inputs[1]:
+        inner = walk.read(node.inputs[0])
+        return None if inner is None else inner.power(2.0)
     for value, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
         number = _number(other, value)
         inner = walk.read(value)
