@@ -30,8 +30,11 @@ from onnxnorm.passes.fold.batch_norm_into_matmul import FoldBatchNormIntoMatMul
 from onnxnorm.passes.fold.constant_weight import FoldConstantWeight
 from onnxnorm.passes.fold.linear_into_conv import FoldLinearIntoConv
 from onnxnorm.passes.fold.linear_into_linear import FoldLinearIntoLinear
+from onnxnorm.passes.fold.scale_before_norm import FoldScaleBeforeNorm
+from onnxnorm.passes.fold.shift_before_norm import FoldShiftBeforeNorm
 from onnxnorm.passes.form import check_form
 from onnxnorm.passes.fuse.activation import FuseActivation
+from onnxnorm.passes.fuse.batch_instance_norm import FuseBatchInstanceNorm
 from onnxnorm.passes.fuse.channel_affine import FuseChannelAffine
 from onnxnorm.passes.fuse.contrib_group_norm import FuseContribGroupNorm
 from onnxnorm.passes.fuse.contrib_skip_group_norm import FuseContribSkipGroupNorm
@@ -45,16 +48,19 @@ from onnxnorm.passes.fuse.group_norm_reshape import FuseGroupNormReshape
 from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
 from onnxnorm.passes.fuse.input_activation import FuseInputActivation
 from onnxnorm.passes.fuse.instance_norm import FuseInstanceNorm
+from onnxnorm.passes.fuse.instance_norm_items import FuseInstanceNormItems
 from onnxnorm.passes.fuse.instance_normalization import FuseInstanceNormalization
 from onnxnorm.passes.fuse.l2_norm import FuseL2Norm
 from onnxnorm.passes.fuse.layer_norm import FuseLayerNorm
 from onnxnorm.passes.fuse.layer_normalization import FuseLayerNormalization
 from onnxnorm.passes.fuse.norm_cast import FuseNormCast
+from onnxnorm.passes.fuse.positions_reshape import FusePositionsReshape
 from onnxnorm.passes.fuse.rms_norm import FuseRMSNorm
 from onnxnorm.passes.fuse.rms_norm_weight import FuseRMSNormWeight
 from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
 from onnxnorm.passes.fuse.simplified_layer_normalization import FuseSimplifiedLayerNormalization
 from onnxnorm.passes.fuse.skip import FuseSkip
+from onnxnorm.passes.fuse.switchable_norm import FuseSwitchableNorm
 from onnxnorm.passes.fuse.threshold import FuseThreshold
 from onnxnorm.passes.fuse.transposed_layer_norm import FuseTransposedLayerNorm
 from onnxnorm.passes.interface import Interface
@@ -95,6 +101,8 @@ CONTRIB: tuple[type[Rule], ...] = (
     LowerPackedAttention,
     LowerContribGelu,
 )
+#: What stands in front of a norm and changes nothing, or its epsilon only.
+BEFORE_NORM: tuple[type[Rule], ...] = (FoldShiftBeforeNorm, FoldScaleBeforeNorm)
 FOLD: tuple[type[Rule], ...] = (
     FoldBatchNormIntoConv,
     FoldBatchNormIntoConvTranspose,
@@ -102,6 +110,7 @@ FOLD: tuple[type[Rule], ...] = (
     FoldBatchNormIntoMatMul,
     FoldAffineBehindLayer,
     FoldConstantWeight,
+    *BEFORE_NORM,
 )
 #: The primitive operators of a root mean square norm, then what stands around it.
 FUSE_RMS_NORM: tuple[type[Rule], ...] = (FuseRMSNorm, FuseNormCast, FuseRMSNormWeight)
@@ -114,16 +123,21 @@ FUSE: tuple[type[Rule], ...] = (
     FuseGroupNormalization,
     FuseRMSNormalization,
     FuseInstanceNormalization,
+    FuseInstanceNormItems,
     FuseGroupNormReshape,
     FuseLayerNormalization,
     FuseTransposedLayerNorm,
     FuseFilterResponseNorm,  # which says more of a product than the two behind it
     FuseEvoNormS0,
+    FuseSwitchableNorm,
     FuseL2Norm,
     *FUSE_RMS_NORM,
     FuseGlobalResponseNorm,
+    FuseBatchInstanceNorm,
     FuseChannelAffine,
+    FusePositionsReshape,
     FuseThreshold,
+    *BEFORE_NORM,
     FuseInputActivation,
     FuseActivation,
 )

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.canonicalize.chains import Chains
 from onnxnorm.passes.canonicalize.evaluate import KNOWN, LAYERS, LAYOUT, Array, cast, evaluate
-from onnxnorm.passes.canonicalize.selected_sizes import selected_sizes
+from onnxnorm.passes.canonicalize.exact import NotComputed, split_parts
 from onnxnorm.passes.graph import (
     STANDARD,
     all_graphs,
@@ -35,15 +35,41 @@ def fold_constants(model: ir.Model) -> bool:
     for graph, opset, in_function in all_graphs(model):
         as_initializer = holds_initializers(model, in_function)
         for node in list(graph):
-            result = _constant_result(node, opset or 0, chains)
-            if result is None:
+            results = _constant_results(node, opset or 0, chains)
+            if results is None:
                 continue
-            old = node.outputs[0]
-            new = _initializer(old, result, graph) if as_initializer else _constant_node(old, result, graph, node)
-            old.replace_all_uses_with(new)
+            for old, result in zip(node.outputs, results, strict=True):
+                if old.uses():
+                    new = (
+                        _initializer(old, result, graph) if as_initializer else _constant_node(old, result, graph, node)
+                    )
+                    old.replace_all_uses_with(new)
             graph.remove(node, safe=True)
             found = True
     return found
+
+
+def _constant_results(node: ir.Node, opset: int, chains: Chains) -> list[Array] | None:
+    if is_op(node, "Split"):
+        return _parts(node, opset, chains)
+    result = _constant_result(node, opset, chains)
+    return None if result is None else [result]
+
+
+def _parts(node: ir.Node, opset: int, chains: Chains) -> list[Array] | None:
+    """The parts of a small constant: how weights that are taken one by one are exported."""
+    tensors = [constant_tensor(value) for value in node.inputs]
+    data = tensors[0] if tensors else None
+    if data is None or data.size > _SMALL or data.dtype == ir.DataType.STRING or opset < 7 or has_references(node):
+        return None
+    if any(tensor is None for tensor in tensors) or any(value.is_graph_output() for value in node.outputs):
+        return None
+    if chains.makes_weight(node):
+        return None
+    try:
+        return split_parts(node, [None if item is None else np.asarray(item.numpy()) for item in tensors], opset)
+    except NotComputed:
+        return None
 
 
 def _constant_result(node: ir.Node, opset: int, chains: Chains) -> Array | None:
@@ -54,10 +80,6 @@ def _constant_result(node: ir.Node, opset: int, chains: Chains) -> Array | None:
         return _static_shape(node)
     if node.op_type == "CastLike":
         return None if chains.makes_weight(node) else _cast_like(node)
-    if node.op_type in ("Gather", "Slice"):
-        sizes = selected_sizes(node)
-        if sizes is not None:
-            return sizes
     tensors = [constant_tensor(value) for value in node.inputs]
     for value, tensor in zip(node.inputs, tensors, strict=True):
         if value is not None and (tensor is None or tensor.dtype == ir.DataType.STRING):

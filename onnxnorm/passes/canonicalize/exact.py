@@ -89,7 +89,8 @@ def _results(
         sizes = first.array.shape[attribute(node, "start", 0) : attribute(node, "end", None)]
         return [Constant(np.array(sizes, np.int64), ir.DataType.INT64)]
     if kind == "Split":
-        return [Constant(part, first.dtype) for part in _split(node, given, opset)]
+        arrays = [None if item is None else item.array for item in given]
+        return [Constant(part, first.dtype) for part in split_parts(node, arrays, opset)]
     if kind == "Range" and first.dtype in FLOATS:
         raise _unknown(node)  # how many elements it has depends on the rounding
     dtype = _dtype_of_result(node, given)
@@ -142,20 +143,20 @@ def _cast(node: ir.Node, x: Constant, to: ir.DataType | None) -> Constant:
     raise _unknown(node)
 
 
-def _split(node: ir.Node, given: Sequence[Constant | None], opset: int) -> list[Array]:
-    """In equal parts, the last of which may be smaller (since opset 18), or of given sizes."""
+def split_parts(node: ir.Node, given: Sequence[Array | None], opset: int) -> list[Array]:
+    """What Split makes: equal parts, the last of which may be smaller (since opset 18), or of given sizes."""
     x = given[0]
     assert x is not None
     axis = int(attribute(node, "axis", 0))
     sizes = given[1] if len(given) > 1 else None
-    listed = attribute(node, "split", None) if opset < 13 else None if sizes is None else sizes.array.tolist()
-    length, parts = x.array.shape[axis], len(node.outputs)
+    listed = attribute(node, "split", None) if opset < 13 else None if sizes is None else sizes.tolist()
+    length, parts = x.shape[axis], len(node.outputs)
     if listed is None:
         size = -(-length // parts)
         listed = [min(size, length - size * index) for index in range(parts)]
     if sum(listed) != length or len(listed) != parts or min(listed) < 0:
         raise _unknown(node)
-    return np.split(x.array, np.cumsum(listed)[:-1], axis=axis)
+    return np.split(x, np.cumsum(listed)[:-1], axis=axis)
 
 
 def _norm(node: ir.Node, given: Sequence[Constant | None]) -> Constant:

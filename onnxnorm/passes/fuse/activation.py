@@ -1,8 +1,9 @@
 """fuse/activation: act(norm(x)) = norm(x) with the attribute activation, for every onnxnorm op that has it.
 
-Recognized by what is computed: Relu; silu as x * Sigmoid(x) or Swish (alpha 1); exact gelu as Gelu (approximate none)
-or x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of the factors. Its constants must be those numbers as x's
-element type rounds them, and must not give the product more axes than x has.
+Recognized by what is computed: relu as Relu, Max with 0 or Clip from 0; silu as x * Sigmoid(x), x / (1 + exp(-x)) or
+Swish (alpha 1); exact gelu as Gelu (approximate none) or x * 0.5 * (1 + erf(x / sqrt(2))) in any order and grouping of
+products, quotients and the 0.5. Its constants must be those numbers as x's element type rounds them, and must not give
+the product more axes than x has.
 
 Refused:
     1. The norm already has an activation, but for a relu behind a relu, which changes nothing.
@@ -15,7 +16,6 @@ Refused:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from onnxnorm.norms import all_specs
 from onnxnorm.passes.decision import Action
+from onnxnorm.passes.fuse.factors import factors_of
 from onnxnorm.passes.graph import (
     attribute,
     constant_tensor,
@@ -42,7 +43,7 @@ class FuseActivation(Rule):
     """See the module."""
 
     id: ClassVar[str] = "fuse/activation"
-    operators: ClassVar[frozenset[str]] = frozenset({"Relu", "Mul", "Swish", "Gelu"})
+    operators: ClassVar[frozenset[str]] = frozenset({"Relu", "Max", "Clip", "Mul", "Div", "Swish", "Gelu"})
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
@@ -134,11 +135,29 @@ def read_activation(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None
         return "silu", x, []
     if is_op(node, "Gelu") and attribute(node, "approximate", "none") == "none":
         return "gelu", x, []
-    return (_silu(node) or _gelu(node)) if is_op(node, "Mul") else None
+    if is_op(node, "Max") or is_op(node, "Clip"):
+        return _relu(node)
+    return (_silu(node) or _gelu(node)) if is_op(node, "Mul") or is_op(node, "Div") else None
+
+
+def _relu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
+    """Max(x, 0), and Clip(x, 0) of opset 11 and later, where its bound is an input."""
+    if len(node.inputs) < 2 or any(value is not None for value in node.inputs[2:]):
+        return None
+    pairs = [tuple(node.inputs[:2])]
+    pairs += [(node.inputs[1], node.inputs[0])] if is_op(node, "Max") else []
+    for x, bound in pairs:
+        if x is not None and constant_tensor(x) is None and _number(bound, x) == 0.0:
+            return "relu", x, []
+    return None
 
 
 def _silu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
-    """X * Sigmoid(x)."""
+    """X * Sigmoid(x), or x / (1 + exp(-x))."""
+    if is_op(node, "Div"):
+        x, below = node.inputs
+        inner = None if x is None or below is None else _one_plus_exp(below, x)
+        return None if x is None or inner is None else ("silu", x, inner)
     for x, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
         gate = other.producer() if other is not None else None
         if x is not None and gate is not None and is_op(gate, "Sigmoid") and gate.inputs[0] is x:
@@ -146,21 +165,51 @@ def _silu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
     return None
 
 
-def _gelu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
-    """X * 0.5 * (1 + erf(x / sqrt(2))), the product in any grouping."""
-    inner: list[ir.Node] = []
-    values: list[ir.Value] = []
-    constants: list[ir.Value] = []
-    for factor in _factors(node, inner):
-        (values if constant_tensor(factor) is None else constants).append(factor)
-    if len(values) != 2:
+def _one_plus_exp(value: ir.Value, x: ir.Value) -> list[ir.Node] | None:
+    """The nodes of 1 + exp(-x)."""
+    add = value.producer()
+    if add is None or not is_op(add, "Add") or sole_consumer(value) is None:
         return None
-    for x, gate in (tuple(values), tuple(reversed(values))):
-        chain = _one_plus_erf(gate, x)
-        numbers = [_number(constant, x) for constant in constants]
-        if chain is not None and None not in numbers and _is(math.prod(n for n in numbers if n is not None), 0.5, x):
-            return "gelu", x, [*chain, *reversed(inner)]
+    for one, raised in (tuple(add.inputs), tuple(reversed(add.inputs))):
+        exp = raised.producer() if raised is not None else None
+        if exp is None or not is_op(exp, "Exp") or _number(one, x) != 1.0 or exp.inputs[0] is None:
+            continue
+        turned = exp.inputs[0].producer()
+        if turned is None or not is_op(turned, "Neg") or turned.inputs[0] is not x:
+            continue
+        return [turned, exp, add] if sole_consumer(exp.inputs[0]) and sole_consumer(exp.outputs[0]) else None
     return None
+
+
+def _gelu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
+    """X * 0.5 * (1 + erf(x / sqrt(2))), products and quotients in any grouping."""
+    found = _scaled(node)
+    if found is None or len(found[1]) != 2:
+        return None
+    factor, values, inner = found
+    for x, gate in (tuple(values), tuple(reversed(values))):
+        read = _shifted_erf(gate, x)
+        if read is not None and _is(factor * read[0], 0.5, x) and _is(factor * read[1], 0.5, x):
+            return "gelu", x, [*read[2], *reversed(inner[1:])]
+    return None
+
+
+def _scaled(node: ir.Node) -> tuple[float, list[ir.Value], list[ir.Node]] | None:
+    """The numbers of a product in one, its other factors, and its nodes, the last first; None with others below."""
+    factors = factors_of(node)
+    if any(is_op(item, "Cast") or is_op(item, "CastLike") for item in factors.nodes):
+        return None
+    values = [value for value in factors.above if constant_tensor(value) is None]
+    if not values:
+        return None
+    factor = 1.0
+    for value in factors.above:
+        number = 1.0 if value in values else _number(value, values[0])
+        factor *= math.nan if number is None else number
+    for value in factors.below:
+        number = _number(value, values[0])
+        factor /= number or math.nan
+    return None if math.isnan(factor) else (factor, values, factors.nodes)
 
 
 def _number(value: ir.Value | None, x: ir.Value) -> float | None:
@@ -179,40 +228,34 @@ def _precision(x: ir.Value) -> float:
     return float(float_info(dtype.numpy()).eps)
 
 
-def _factors(node: ir.Node, inner: list[ir.Node]) -> Iterator[ir.Value]:
-    """The factors of a product of private Mul nodes; those nodes, without the root, are added to ``inner``."""
-    for value in node.inputs:
-        if value is None:
-            continue
-        producer = value.producer()
-        private = producer is not None and is_op(producer, "Mul") and sole_consumer(value) is not None
-        if producer is not None and private and len(inner) < 4:
-            inner.append(producer)
-            yield from _factors(producer, inner)
-        else:
-            yield value
-
-
-def _one_plus_erf(gate: ir.Value, x: ir.Value) -> list[ir.Node] | None:
-    """The nodes of 1 + erf(x / sqrt(2)) that make ``gate``."""
+def _shifted_erf(gate: ir.Value, x: ir.Value) -> tuple[float, float, list[ir.Node]] | None:
+    """(a, b, nodes) where the gate is ``a + b * erf(x / sqrt(2))``."""
     add = gate.producer()
     if add is None or not is_op(add, "Add") or sole_consumer(gate) is None:
         return None
-    for one, value in (tuple(add.inputs), tuple(reversed(add.inputs))):
-        erf = value.producer() if value is not None else None
-        if _number(one, x) != 1.0 or value is None or erf is None or not is_op(erf, "Erf"):
+    for shift, value in (tuple(add.inputs), tuple(reversed(add.inputs))):
+        number, last = _number(shift, x), value.producer() if value is not None else None
+        if number is None or value is None or last is None or sole_consumer(value) is None:
             continue
-        scale = erf.inputs[0].producer() if erf.inputs[0] is not None else None
-        if scale is not None and _is_scaled(scale, x) and sole_consumer(value) and sole_consumer(scale.outputs[0]):
-            return [scale, erf, add]
+        factor, inner = 1.0, [add]
+        if not is_op(last, "Erf"):
+            found = _scaled(last) if is_op(last, "Mul") or is_op(last, "Div") else None
+            if found is None or len(found[1]) != 1 or sole_consumer(found[1][0]) is None:
+                continue
+            factor, inner = found[0], [*reversed(found[2]), add]
+            last = found[1][0].producer()
+        chain = None if last is None or not is_op(last, "Erf") else _root_of_half(last.inputs[0], x)
+        if chain is not None and last is not None:
+            return number, factor, [*chain, last, *inner]
     return None
 
 
-def _is_scaled(node: ir.Node, x: ir.Value) -> bool:
-    """Whether the node computes x / sqrt(2)."""
-    first, second = node.inputs[0], node.inputs[-1]
-    if is_op(node, "Div") and first is x:
-        return _is(_number(second, x), math.sqrt(2.0), x)
-    if is_op(node, "Mul") and (first is x or second is x):
-        return _is(_number(second if first is x else first, x), math.sqrt(0.5), x)
-    return False
+def _root_of_half(value: ir.Value | None, x: ir.Value) -> list[ir.Node] | None:
+    """The nodes of x / sqrt(2)."""
+    node = value.producer() if value is not None else None
+    if node is None or value is None or sole_consumer(value) is None or not (is_op(node, "Mul") or is_op(node, "Div")):
+        return None
+    found = _scaled(node)
+    if found is None or found[1] != [x] or not _is(found[0], math.sqrt(0.5), x):
+        return None
+    return list(reversed(found[2]))

@@ -101,6 +101,45 @@ def test_decomposed_gelu(lab: Any, scaled: str, plus: str, product: str) -> None
     fuses(lab, build(lab, f"{scaled} e = Erf (d) {plus} {product}", **used), "gelu")
 
 
+OTHER_SPELLINGS = {
+    "y = Max (n, zero)": "relu",
+    "y = Max (zero, n)": "relu",
+    "y = Clip (n, zero)": "relu",
+    "m = Neg (n) e = Exp (m) d = Add (e, one) y = Div (n, d)": "silu",
+    "d = Div (n, root2) e = Erf (d) a = Add (one, e) h = Mul (n, a) y = Div (h, two)": "gelu",
+    "d = Mul (n, inverse) e = Erf (d) f = Mul (e, half) a = Add (f, half) y = Mul (n, a)": "gelu",
+    "d = Div (n, root2) e = Erf (d) f = Div (e, two) a = Add (half, f) y = Mul (a, n)": "gelu",
+    "d = Div (n, root2) e = Erf (d) a = Add (e, one) h = Div (n, two) y = Mul (h, a)": "gelu",
+    "d0 = Div (n, two) d = Mul (d0, root2) e = Erf (d) a = Add (e, one) h = Mul (n, half) y = Mul (h, a)": "gelu",
+}
+STAY = [
+    "y = Max (n, one)",
+    "y = Clip (n, zero, one)",
+    "m = Neg (n) e = Exp (m) d = Add (e, two) y = Div (n, d)",
+    "e = Exp (n) d = Add (e, one) y = Div (n, d)",
+    "d = Div (n, root2) e = Erf (d) a = Add (e, one) h = Mul (a, two) y = Div (n, h)",
+    "d = Div (n, root2) e = Erf (d) f = Mul (e, half) a = Add (f, one) y = Mul (n, a)",
+    "d = Div (root2, n) e = Erf (d) a = Add (e, one) h = Mul (n, half) y = Mul (h, a)",
+]
+
+
+def named(tail: str) -> dict[str, Any]:
+    """The constants that the text names."""
+    words = set(tail.replace("(", " ").replace(",", " ").replace(")", " ").split())
+    constants = numbers(root2=ROOT2, inverse=HALF_ROOT, zero=0.0, one=1.0, half=0.5, two=2.0)
+    return {name: value for name, value in constants.items() if name in words}
+
+
+@pytest.mark.parametrize("tail", OTHER_SPELLINGS)
+def test_other_spellings(lab: Any, tail: str) -> None:
+    fuses(lab, build(lab, tail, **named(tail)), OTHER_SPELLINGS[tail])
+
+
+@pytest.mark.parametrize("tail", STAY)
+def test_what_looks_like_one_stays(lab: Any, tail: str) -> None:
+    stays(lab, build(lab, tail, **named(tail)))
+
+
 @pytest.mark.parametrize("dtype", TYPE_NAMES)
 @pytest.mark.parametrize("rank", [0, 1, 4])
 def test_gelu_constants_of_every_type(lab: Any, dtype: str, rank: int) -> None:
