@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxnorm.passes.canonicalize.chains import Chains
 from onnxnorm.passes.canonicalize.evaluate import KNOWN, LAYERS, LAYOUT, Array, cast, evaluate
 from onnxnorm.passes.canonicalize.exact import NotComputed, split_parts
+from onnxnorm.passes.canonicalize.selected_sizes import selected_sizes
 from onnxnorm.passes.graph import (
     STANDARD,
     all_graphs,
@@ -80,6 +81,10 @@ def _constant_result(node: ir.Node, opset: int, chains: Chains) -> Array | None:
         return _static_shape(node)
     if node.op_type == "CastLike":
         return None if chains.makes_weight(node) else _cast_like(node)
+    if node.op_type in ("Gather", "Slice"):
+        sizes = selected_sizes(node)
+        if sizes is not None:
+            return sizes
     tensors = [constant_tensor(value) for value in node.inputs]
     for value, tensor in zip(node.inputs, tensors, strict=True):
         if value is not None and (tensor is None or tensor.dtype == ir.DataType.STRING):
