@@ -15,6 +15,7 @@ import onnx.defs
 import onnx_ir as ir
 
 from onnxnorm.errors import ModelError, one_line
+from onnxnorm.model_proto import check_proto
 from onnxnorm.spec.record import DOMAIN
 
 #: Protobuf cannot hold 2 GB; beyond this size weights go to an external file.
@@ -69,6 +70,7 @@ def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
     if proto.graph.sparse_initializer:  # onnx_ir would leave it out
         found = proto.graph.sparse_initializer[0].values.name
         raise ModelError(f"{name}: initializer {found!r} is sparse, which is not supported; store it dense")
+    check_proto(proto, name)
     try:
         return ir.from_proto(proto)
     except Exception as error:

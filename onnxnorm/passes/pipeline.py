@@ -13,10 +13,11 @@ import onnx_ir as ir
 from onnxnorm.errors import ModelError, UsageError
 from onnxnorm.model_file import load_model, save_model, uses_onnxnorm
 from onnxnorm.passes.canonicalize.clean import clean
+from onnxnorm.passes.canonicalize.functions import inline_functions, own_functions
 from onnxnorm.passes.canonicalize.opset import can_have_opset, raise_opset
 from onnxnorm.passes.canonicalize.transposes import cancel_transposes, norms_with_channels_last
 from onnxnorm.passes.contrib import holds_contrib
-from onnxnorm.passes.decision import Decision
+from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.engine import Engine
 from onnxnorm.passes.fold.affine_behind_layer import FoldAffineBehindLayer
 from onnxnorm.passes.fold.affine_into_conv import FoldAffineIntoConv
@@ -252,8 +253,32 @@ def check_options(target: str, provider: str, disable: Iterable[str]) -> None:
 def run_pipeline(
     model: ir.Model, *, target: str, provider: str = "cpu", disable: Iterable[str] = (), verify: bool = False
 ) -> Result:
-    """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``."""
-    left_out = frozenset(disable) | _beyond(model, target)
+    """Canonicalize, fold, fuse, lower, attach bodies; changes ``model``, or leaves it and gives another one.
+
+    Calls of functions are inlined where that ends in a fold or a fusion that the functions by themselves do not have.
+    """
+
+    def run(given: ir.Model) -> Result:
+        return _run(given, target, provider, frozenset(disable), verify)
+
+    inlined = model.clone() if own_functions(model) else model
+    if inlined is model or not inline_functions(inlined):
+        return run(model)
+    best = run(inlined)
+    if not _changes_a_norm(best):
+        return run(model)
+    left = run(model)
+    again = left.model.clone()
+    return best if inline_functions(again) and _changes_a_norm(run(again)) else left
+
+
+def _changes_a_norm(result: Result) -> bool:
+    return any(item.action in (Action.FOLDED, Action.FUSED) for item in result.decisions)
+
+
+def _run(model: ir.Model, target: str, provider: str, disable: frozenset[str], verify: bool) -> Result:
+    """The pipeline on a model whose functions stay as they are; changes ``model``."""
+    left_out = disable | _beyond(model, target)
     lowers_types = provider == "cpu" and UNSUPPORTED_TYPE not in left_out
     interface = Interface(model)
     contrib = holds_contrib(model) and (target == "standard" or provider == "cpu")

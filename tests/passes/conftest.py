@@ -213,3 +213,9 @@ def refused(lab: Lab) -> Callable[..., Outcome]:
         return outcome
 
     return run
+
+
+@pytest.fixture
+def functions_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call is inlined: what rules do inside of functions."""
+    monkeypatch.setattr("onnxnorm.passes.pipeline.inline_functions", lambda model: False)

@@ -178,7 +178,7 @@ FUNCTION = (
 
 
 def test_folds_in_a_function(lab: Any) -> None:
-    text = "(float[3,4] x) => (float[3,4] y) { a = local.block (x) y = local.block (a) }" + FUNCTION
+    text = "(float[3,4] x) => (float[3,4] y) { a = local.block (x) b = Relu (a) y = local.block (b) }" + FUNCTION
     outcome = lab.optimize(lab.model(text, domains=', "local" : 1'))
     body = outcome.after.functions[0]
     assert sorted(node.op_type for node in body.node) == ["Constant", "Constant", "Gemm"]
@@ -186,6 +186,7 @@ def test_folds_in_a_function(lab: Any) -> None:
     lab.same_in_ort(outcome, {"x": lab.array(3, 4)})
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_parameters_that_a_function_takes_are_not_constant(lab: Any, refused: Any) -> None:
     text = (
         "(float[3,4] x) => (float[3,4] y) { a = local.block (x, one) y = local.block (a, two) }"

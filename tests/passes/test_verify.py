@@ -181,6 +181,7 @@ def test_in_branches_and_functions(lab: Any) -> None:
     assert outcome.only.action is Action.FOLDED
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_what_cannot_be_run_is_taken_back_and_says_so(lab: Any) -> None:
     """In a function no shape is known."""
     text = (

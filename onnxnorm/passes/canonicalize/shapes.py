@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxnorm.errors import one_line
 from onnxnorm.passes.canonicalize.contrib_shapes import show_contrib
+from onnxnorm.passes.canonicalize.functions import expands_too_far
 from onnxnorm.passes.graph import STANDARD, all_graphs, graphs_of, subgraphs
 from onnxnorm.spec.record import DOMAIN, VERSION
 
@@ -47,6 +48,8 @@ def infer_shapes(model: ir.Model) -> None:
         with _without_data(model):
             proto = ir.to_proto(model)
         _show_as_identity(proto.graph, model.opset_imports.get("", 0))
+        if expands_too_far(model):  # the inference goes into every call
+            del proto.functions[:]
         show_contrib(proto)
         _forget_types_of_norms(proto.graph)
         if DOMAIN not in model.opset_imports:  # fused ops come before their bodies, and these bring the import

@@ -143,6 +143,7 @@ def test_refuses_a_computed_c(lab: Any, refused: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["transB", "alpha"])
+@pytest.mark.usefixtures("functions_stay")
 def test_attributes_of_a_function(lab: Any, name: str) -> None:
     kind, value = ("int", "1") if name == "transB" else ("float", "0.5")
     text = (

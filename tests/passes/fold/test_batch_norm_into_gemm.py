@@ -97,6 +97,7 @@ def test_refuses_two_readers(lab: Any, refused: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("transB", "1"), ("beta", "0.5")])
+@pytest.mark.usefixtures("functions_stay")
 def test_refuses_attributes_of_a_function(lab: Any, name: str, value: str) -> None:
     """In the function the attribute's value is not known, and another call may bring another one."""
     kind = "int" if name == "transB" else "float"

@@ -237,6 +237,7 @@ def test_functions(lab: Any) -> None:
     lab.same(outcome, {"x": lab.array(2, 2)})
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_an_attribute_of_a_function(lab: Any) -> None:
     text = (
         "(float[2,2] x) => (float[2,2] y) { y = local.block <a=0> (x) }"

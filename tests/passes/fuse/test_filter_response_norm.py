@@ -222,6 +222,7 @@ def test_refuses_a_narrow_statistic(lab: Any) -> None:
     refuses(lab, model, RULE, OP, "narrower than x", shape=None, disable=["fuse/rms-norm"])
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_a_function_stays(lab: Any) -> None:
     text = (
         "(float[2,6,4,5] x) => (float[2,6,4,5] y) { y = local.f (x, over, eps, w) }"

@@ -99,6 +99,7 @@ def test_instance_normalization_refuses(lab: Any) -> None:
     refuses(lab, model, INSTANCE, OP, "scale is not known to have one value per channel", None)
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_instance_normalization_refuses_a_function(lab: Any) -> None:
     text = (
         "(float[2,6,4,3] x) => (float[2,6,4,3] y) { y = local.block (x, scale, bias) }"

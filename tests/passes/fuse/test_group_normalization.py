@@ -80,6 +80,7 @@ def test_refuses_statistics_in_a_half_type(lab: Any, refused: Any, stash: int, t
         assert outcome.only.values == {"stash_type": stash}
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_refuses_in_a_function(lab: Any, refused: Any) -> None:
     text = (
         "(float[2,6,4,3] x) => (float[2,6,4,3] y) { y = local.block (x, scale, bias) }"

@@ -360,6 +360,7 @@ def test_refuses_a_result_that_grows(lab: Any) -> None:
     refuses(lab, model, "broadcast to a shape that is not known to be that of x", shape=(1, 5, 8))
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_a_function_stays(lab: Any) -> None:
     text = (
         "(float[2,5,8] x) => (float[2,5,8] y) { y = local.f (x, last, eps) }"

@@ -92,6 +92,7 @@ def test_refuses_statistics_in_a_half_type(lab: Any, refused: Any, stash: int) -
     )
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_refuses_in_a_function(lab: Any, refused: Any) -> None:
     text = (
         "(float[2,5,8] x) => (float[2,5,8] y) { y = local.block (x, scale) }"
