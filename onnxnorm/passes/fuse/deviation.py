@@ -2,8 +2,8 @@
 
     factor * (var(x over group and positions) + epsilon)^exponent
 
-The variance is the mean of squares of what is left of x when its mean over the same values is taken away. The groups
-are cut out by a Reshape to (N, G, ...), and put together by another one; without them x itself is reduced, over all
+The variance is spelled as ``variance`` reads it. The groups are cut out by a Reshape to (N, G, ...), or, with the
+channels last, to (N, *, G, C / G), and put together by another one; without them x itself is reduced, over all
 positions (a group per channel) or all channels and positions (one group).
 """
 
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxnorm.passes.fuse.product import same_shape
-from onnxnorm.passes.fuse.rms_norm_power import Power, read_power, reduced_axes, without_casts
+from onnxnorm.passes.fuse.rms_norm_power import Power, without_casts
 from onnxnorm.passes.fuse.sizes import keeps_shape, position_axes, same_size, same_sizes, shape_nodes, sole_reader
-from onnxnorm.passes.graph import attribute, is_op
+from onnxnorm.passes.fuse.variance import VarianceWalk
+from onnxnorm.passes.graph import is_op
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Deviation:
     Attributes:
         x: the tensor, (N, C, *) or (N, *, C).
         num_groups: G; None for one group per channel.
-        channels_last: the layout; only for one group per channel and for one group.
+        channels_last: the layout.
         power: the power of the mean square of the centred values, with its nodes.
         nodes: what is computed besides the power's nodes, and is read by these alone.
         shared: what computes the shapes of the Reshapes.
@@ -53,14 +54,10 @@ def read_deviation(value: ir.Value, opset: int) -> Deviation | None:
         assert joined is not None
         nodes.append(joined)
         inner = joined.inputs[0]  # type: ignore[assignment]
-    power = read_power(inner, opset)
-    if power is None:
+    power = VarianceWalk(opset).variance(inner)
+    if power is None or power.source.shape is None:
         return None
-    centred = _centred(power, opset)
-    if centred is None:
-        return None
-    source, centring = centred
-    nodes += centring
+    source = power.source
     problem = power.problem or (None if sole_reader(value) is not None else "an inner value has other readers")
     if not grouped:
         return _ungrouped(source, power, nodes, problem)
@@ -69,12 +66,14 @@ def read_deviation(value: ir.Value, opset: int) -> Deviation | None:
         return None
     x, widened = split.inputs[0], _casts_before(source, split)
     assert joined is not None
-    problem = problem or _grouping_problem(x, split, joined, power, inner)
-    groups = source.shape[1] if len(source.shape) > 2 else None
+    parts = len(source.shape)
+    last = parts > 3 and power.axes == (*range(1, parts - 2), parts - 1)
+    problem = problem or _grouping_problem(x, split, joined, power, inner, last)
+    groups = source.shape[parts - 2 if last else 1] if parts > 2 else None
     if not isinstance(groups, int):
         return None
     shared = (*shape_nodes(split), *shape_nodes(joined))
-    return Deviation(x, groups, False, power, (*nodes, *widened, split), problem, shared)
+    return Deviation(x, groups, last, power, (*nodes, *widened, split), problem, shared)
 
 
 def _behind_casts(value: ir.Value, nodes: list[ir.Node]) -> ir.Value:
@@ -99,21 +98,6 @@ def _casts_before(source: ir.Value, split: ir.Node) -> list[ir.Node]:
     return nodes
 
 
-def _centred(power: Power, opset: int) -> tuple[ir.Value, list[ir.Node]] | None:
-    """The tensor whose variance the power's mean square is, with the nodes that take the mean away."""
-    sub = power.source.producer()
-    if sub is None or not is_op(sub, "Sub") or None in sub.inputs[:2]:
-        return None
-    source, mean = sub.inputs[0], sub.inputs[1]
-    assert source is not None
-    node = mean.producer() if mean is not None else None
-    if node is None or not is_op(node, "ReduceMean") or source.shape is None or not attribute(node, "keepdims", 1):
-        return None
-    if node.inputs[0] is not source or reduced_axes(node, opset, len(source.shape)) != power.axes:
-        return None
-    return source, [sub, node]
-
-
 def _ungrouped(source: ir.Value, power: Power, nodes: list[ir.Node], problem: str | None) -> Deviation | None:
     """A group per channel, or one group."""
     x = without_casts(source)
@@ -126,12 +110,16 @@ def _ungrouped(source: ir.Value, power: Power, nodes: list[ir.Node], problem: st
     return None
 
 
-def _grouping_problem(x: ir.Value, split: ir.Node, joined: ir.Node, power: Power, inner: ir.Value) -> str | None:
+def _grouping_problem(
+    x: ir.Value, split: ir.Node, joined: ir.Node, power: Power, inner: ir.Value, last: bool
+) -> str | None:
     """Why the two Reshapes do not cut the channels into groups and put these together."""
     parts = split.outputs[0].shape
     if x.shape is None or parts is None or len(x.shape) < 2 or not same_size(parts[0], x.shape[0]):
         return "the number of items behind the Reshape is not known to be that of x"
-    if power.axes != tuple(range(2, len(parts))):
+    if last and not (len(parts) == len(x.shape) + 1 and all(map(same_size, parts[:-2], x.shape[:-1]))):
+        return "the positions behind the Reshape are not known to be those of x"
+    if not last and power.axes != tuple(range(2, len(parts))):
         return "the variance is not over all that is in a group"
     if not power.expanded or not all(same_shape(shape, parts) for shape in power.expanded):
         return "the deviation is not broadcast to the shape of the groups"

@@ -4,8 +4,9 @@
 
 where g is the Euclidean length of each channel of x over its positions (ReduceL2, Sqrt of ReduceSumSquare or ReduceSum
 of squares, a mean of squares times their number), x is (N, C, *) or (N, *, C), factors and addends come in any order
-and grouping, and w and b may be missing. An activation in front of it is taken in by fuse/input-activation, one behind
-it by fuse/activation, a shift behind it by fuse/channel-affine.
+and grouping, w and b may be missing, and x may be taken out: x * (1 + w * g / (mean(g over channels) + epsilon)). An
+activation in front of it is taken in by fuse/input-activation, one behind it by fuse/activation, a shift behind it by
+fuse/channel-affine.
 
 Refused:
     1. A value in between has other readers, is a graph output, or stands in an outer graph.
@@ -40,7 +41,7 @@ from onnxnorm.passes.fuse.product import (
 )
 from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES, Power, read_power, reduced_axes, without_casts
 from onnxnorm.passes.fuse.sizes import channel_count, channel_vector, position_axes
-from onnxnorm.passes.graph import attribute, constant_tensor, is_op, node_name, scalar_of, tensor_of
+from onnxnorm.passes.graph import attribute, constant_tensor, is_op, node_name, scalar_of, sole_consumer, tensor_of
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -68,12 +69,16 @@ class FuseGlobalResponseNorm(Rule):
 
     recognizes: ClassVar[bool] = True
     id: ClassVar[str] = "fuse/global-response-norm"
-    operators: ClassVar[frozenset[str]] = frozenset({"Add"})
+    operators: ClassVar[frozenset[str]] = frozenset({"Add", "Mul"})
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
-        """The sum of a tensor and its product with its response."""
-        if not is_op(node, "Add") or node.outputs[0].dtype not in FLOAT_TYPES or context.in_function:
+        """The sum of a tensor and its product with its response, or the product with 1 and the response."""
+        if node.outputs[0].dtype not in FLOAT_TYPES or context.in_function:
+            return None
+        if is_op(node, "Mul"):
+            return _product_with_one(node, context.opset)
+        if not is_op(node, "Add"):
             return None
         addends, adds = addends_of(node)
         for product in addends:
@@ -157,13 +162,35 @@ def _layout(match: Match) -> bool:
     )
 
 
-def _product(root: ir.Node, x: ir.Value, opset: int) -> tuple[_Response, list[ir.Value], list[ir.Node]] | None:
-    """The response of x, the other factors and the nodes of ``x * response * weights``."""
+def _product_with_one(node: ir.Node, opset: int) -> Match | None:
+    """``x * (1 + response * weights)``."""
+    for x, sum_ in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        add = sum_.producer() if sum_ is not None else None
+        if x is None or add is None or not is_op(add, "Add") or sole_consumer(add.outputs[0]) is None:
+            continue
+        for one, product in (tuple(add.inputs), tuple(reversed(add.inputs))):
+            root = product.producer() if product is not None else None
+            if root is None or scalar_of(one, len(x.shape or ())) != 1.0 or sole_consumer(root.outputs[0]) is None:
+                continue
+            found = _product(root, x, opset, False) if is_op(root, "Mul") or is_op(root, "Div") else None
+            if found is not None:
+                response, weights, muls = found
+                inner = [*response.power.nodes, *response.nodes, *muls, add]
+                nodes = {str(index): item for index, item in enumerate(dict.fromkeys([*inner, node]))}
+                return Match(nodes, {"response": response, "x": x, "weights": weights, "shifts": []})
+    return None
+
+
+def _product(
+    root: ir.Node, x: ir.Value, opset: int, with_x: bool = True
+) -> tuple[_Response, list[ir.Value], list[ir.Node]] | None:
+    """The response of x, the other factors and the nodes of ``x * response * weights``, or of that without x."""
     factors = factors_of(root)
-    if x not in factors.above or len(factors.below) != 1:
+    if (with_x and x not in factors.above) or len(factors.below) != 1:
         return None
     rest = list(factors.above)
-    rest.remove(x)
+    if with_x:
+        rest.remove(x)
     for length in rest:
         response = _response(length, factors.below[0], x, opset)
         if response is not None:

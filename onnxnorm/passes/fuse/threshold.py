@@ -1,15 +1,15 @@
 """fuse/threshold: max(FilterResponseNorm(x, tau), t) = FilterResponseNorm(x, max(tau, t)).
 
 The thresholded linear unit: t has one value per channel or one for all. Recognized as Max, as Clip with a lower bound,
-and as Where(y <= t, t, y) and Where(y < t, t, y), which keep a NaN as Max does. The threshold is the op's last step, so
-that it does not matter whether it has an activation.
+as Where(y <= t, t, y) and Where(y < t, t, y), which keep a NaN as Max does, and as Relu(y - t) + t. The threshold is
+the op's last step, so that it does not matter whether it has an activation.
 
 Refused:
     1. The norm's own result has other readers, or is a graph output, or the norm stands in another graph.
     2. t is computed at run time, or a caller may override it; tau likewise.
     3. t varies along another axis than the channels, or differs from the norm in element type.
     4. It is Where(y > t, y, t) or Where(y >= t, y, t): a NaN would become the threshold, where the op keeps it.
-    5. t holds a NaN.
+    5. t holds a NaN; or, in Relu(y - t) + t, an infinity.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.fuse.product import check_graph
 from onnxnorm.passes.fuse.sizes import channel_vector
-from onnxnorm.passes.graph import attribute, is_op, node_name
+from onnxnorm.passes.graph import attribute, is_op, node_name, sole_consumer
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array
 from onnxnorm.spec.record import DOMAIN
 
@@ -35,16 +35,23 @@ class FuseThreshold(Rule):
     """See the module."""
 
     id: ClassVar[str] = "fuse/threshold"
-    operators: ClassVar[frozenset[str]] = frozenset({"Max", "Clip", "Where"})
+    operators: ClassVar[frozenset[str]] = frozenset({"Max", "Clip", "Where", "Sub"})
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
         """A norm's result and a threshold."""
-        found = _where(node) if is_op(node, "Where") else _bounded(node, context)
-        if found is None:
+        root: ir.Node | None = node
+        if is_op(node, "Sub"):  # before the shift becomes part of the norm
+            root = _end_of_shifted_relu(node)
+            found = None if root is None else (_norm_of(node.inputs[0]), node.inputs[1], _before(root, node), True)
+        else:
+            found = _where(node) if is_op(node, "Where") else _bounded(node, context)
+        if found is None or root is None:
             return None
         norm, threshold, inner, keeps_nan = found
-        nodes = {"norm": norm, **{str(index): item for index, item in enumerate(inner)}, "root": node}
+        if norm is None or threshold is None:
+            return None
+        nodes = {"norm": norm, **{str(index): item for index, item in enumerate(inner)}, "root": root}
         return Match(nodes, {"threshold": threshold, "keeps_nan": keeps_nan})
 
     def check(self, match: Match, context: Context) -> None:
@@ -72,6 +79,8 @@ class FuseThreshold(Rule):
         given = channel_vector(threshold, x, bool(attribute(norm, "channels_last", 0)), "threshold")
         if np.isnan(given).any():
             raise Refusal("the threshold holds a NaN", channel=int(np.isnan(given).argmax()))
+        if is_op(root, "Add") and np.isinf(given).any():
+            raise Refusal("the threshold is infinite, and is taken from itself", channel=int(np.isinf(given).argmax()))
         exact = np.maximum(tau, given)
         value = context.constant(f"{node_name(norm)}_tau", exact, x.dtype, infinite=True)
         new = ir.node(norm.op_type, [*norm.inputs[:3], value], norm.attributes, domain=DOMAIN, name=norm.name)
@@ -91,6 +100,21 @@ _Found = tuple[ir.Node, ir.Value, list[ir.Node], bool]
 def _norm_of(value: ir.Value | None) -> ir.Node | None:
     norm = value.producer() if value is not None else None
     return norm if norm is not None and norm.domain == DOMAIN and norm.op_type == "FilterResponseNorm" else None
+
+
+def _end_of_shifted_relu(sub: ir.Node) -> ir.Node | None:
+    """The Add of ``Relu(y - t) + t``, for its Sub."""
+    relu = sole_consumer(sub.outputs[0])
+    add = sole_consumer(relu.outputs[0]) if relu is not None and is_op(relu, "Relu") else None
+    if relu is None or add is None or not is_op(add, "Add"):
+        return None
+    other = add.inputs[1] if add.inputs[0] is relu.outputs[0] else add.inputs[0]
+    return add if other is sub.inputs[1] else None
+
+
+def _before(root: ir.Node, sub: ir.Node) -> list[ir.Node]:
+    """The Sub and the Relu."""
+    return [sub, *(use.node for use in sub.outputs[0].uses() if use.node is not root)]
 
 
 def _bounded(node: ir.Node, context: Context) -> _Found | None:

@@ -70,6 +70,23 @@ def test_without_a_reshape(lab: Any, axes: str, groups: int) -> None:
     assert attributes(outcome, OP)["num_groups"] == groups
 
 
+def test_channels_last_and_a_variance_from_the_mean_of_squares(lab: Any) -> None:
+    shapes = {"parts": np.array([3, 4, 5, 3, 2]), "whole": np.array([3, 4, 5, 6]), "rest": np.array([1, 2, 4])}
+    vectors = {name: value.reshape(6) for name, value in parts(lab).items()}
+    squares = (
+        "f = Reshape (x, parts) u = ReduceMean (f, rest) q = Mul (f, f) q1 = ReduceMean (q, rest) q2 = Mul (u, u) "
+    )
+    for cut in (CUTS[0], squares + "h = Sub (q1, q2)"):
+        nodes = f"{GATE} {cut} {ROOT} {PRODUCTS[0]} {SCALED}"
+        outcome = becomes(lab, make(lab, nodes, x="3,4,5,6", **shapes, **vectors), [OP], RULE, (3, 4, 5, 6))
+        assert attributes(outcome, OP) == {"num_groups": 3, "epsilon": np.float32(1e-3), "channels_last": 1}
+    wrong = shapes | {"parts": np.array([3, 5, 4, 3, 2])}  # other positions: the deviations come to other places
+    outcome = lab.optimize(
+        make(lab, f"{GATE} {CUTS[0]} {ROOT} {PRODUCTS[0]} {SCALED}", x="3,4,5,6", **wrong, **vectors)
+    )
+    assert OP not in outcome.ops
+
+
 def test_unbiased_variance_of_a_known_number_of_values(lab: Any) -> None:
     """39 / 40 of the variance is the biased one: it goes into scale and epsilon."""
     cut = f"{CUTS[0].replace('h = ', 'h0 = ')} h1 = Mul (h0, n40) h = Div (h1, n39)"

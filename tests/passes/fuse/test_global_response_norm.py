@@ -55,6 +55,20 @@ def test_every_spelling(lab: Any, length: str, response: str) -> None:
         np.testing.assert_array_equal(new, old.reshape(-1))
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "a = Mul (w, r) c = Add (a, one) p = Mul (x, c) y = Add (p, b)",
+        "a = Mul (r, w) c = Add (one, a) p = Mul (c, x) y = Add (b, p)",
+        "c = Add (one, r) y = Mul (x, c)",
+    ],
+)
+def test_with_x_taken_out(lab: Any, tail: str) -> None:
+    becomes(lab, build(lab, f"{LENGTHS[0]} {RESPONSES[0]} {tail}", **AXES, **affine(lab)), [OP], RULE)
+    changed = build(lab, f"{LENGTHS[0]} {RESPONSES[0]} {tail}".replace("one", "two"), **AXES, **affine(lab))
+    assert OP not in lab.optimize(changed).ops
+
+
 @pytest.mark.parametrize("tail", ["y = Add (x, a)", "p = Mul (a, w) y = Add (p, x)", "s1 = Add (x, a) y = Add (s1, b)"])
 def test_missing_parameters(lab: Any, tail: str) -> None:
     nodes = f"{LENGTHS[0]} {RESPONSES[0]} a = Mul (x, r) {tail}"

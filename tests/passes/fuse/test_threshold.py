@@ -39,6 +39,8 @@ def taken(lab: Any, model: Any, wanted: Any, x: Any) -> None:
         "c = LessOrEqual (n, t) y = Where (c, t, n)",
         "c = Less (n, t) y = Where (c, t, n)",
         "c = GreaterOrEqual (t, n) y = Where (c, t, n)",
+        "c = Sub (n, t) r = Relu (c) y = Add (r, t)",
+        "c = Sub (n, t) r = Relu (c) y = Add (t, r)",
     ],
 )
 def test_every_spelling(lab: Any, tail: str) -> None:
@@ -103,3 +105,13 @@ def test_an_upper_bound_stays(lab: Any) -> None:
 
 def test_verified(lab: Any) -> None:
     assert lab.optimize(make(lab, "y = Max (n, t)", two=number(2.0)), verify=True).ops == [OP]
+
+
+@pytest.mark.parametrize("other", ["b6b", "infinite"])
+def test_a_relu_between_other_shifts_is_no_threshold(lab: Any, other: str) -> None:
+    arrays = {"b6b": lab.array(6, 1, 1, seed=5), "infinite": np.full((6, 1, 1), -np.inf, np.float32)}
+    tail = "c = Sub (n, t) r = Relu (c) y = Add (r, b6b)"
+    if other == "infinite":
+        tail = "c = Sub (n, infinite) r = Relu (c) y = Add (r, infinite)"
+    outcome = lab.optimize(make(lab, tail, **arrays))
+    assert outcome.ops[-1] == "Add"
