@@ -16,11 +16,15 @@ import onnx_ir as ir
 
 from onnxnorm.errors import ModelError, one_line
 from onnxnorm.model_proto import check_proto
+from onnxnorm.model_reader import LARGE_FILE, read_large
+from onnxnorm.model_writer import message_of, write_beside, write_inside
 from onnxnorm.spec.record import DOMAIN
 
 #: Protobuf cannot hold 2 GB; beyond this size weights go to an external file.
 _PROTOBUF_LIMIT = 1_900_000_000
 _STANDARD = ("", "ai.onnx")
+#: Model metadata: the files of its weights when it was loaded.
+_DATA_FILES = "onnxnorm data files"
 #: What ONNX Runtime adds to ai.onnx, LayerNormalization before ONNX had it (opset 17).
 _ADDED = ("LayerNormalization", "SimplifiedLayerNormalization")
 
@@ -56,12 +60,18 @@ def _load_file(path: Path) -> ir.Model:
     if path.stat().st_size == 0:
         raise ModelError(f"{path} is empty; an ONNX file was expected")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = _read(path)
     except Exception as error:
         raise ModelError(f"{path} is not an ONNX file: {one_line(error, 300)}") from None
     model = _from_proto(proto, str(path))
     _attach_external_data(model, path)
     return model
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    path = path.resolve()
+    large = read_large(path) if path.stat().st_size >= LARGE_FILE else None
+    return onnx.load(path, load_external_data=False) if large is None else large
 
 
 def _from_proto(proto: onnx.ModelProto, name: str) -> ir.Model:
@@ -104,6 +114,7 @@ def _attach_external_data(model: ir.Model, path: Path) -> None:
                 f"{target.stat().st_size}"
             )
         tensor.base_dir = folder
+        model.meta.setdefault(_DATA_FILES, {})[str(target)] = None
 
 
 def _roots(model: ir.Model) -> Iterator[tuple[ir.Graph, Mapping[str, int]]]:
@@ -239,41 +250,29 @@ def too_large(model: ir.Model) -> bool:
     return weight_bytes(model) > _PROTOBUF_LIMIT
 
 
-def _in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
-    """The model without external data: itself, or a copy with its tensors loaded.
-
-    Without ``initializers`` these stay where they are, for a writer that copies them from file to file.
-    """
-    if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _tensors(model)):
-        return model
-    copy = model.clone()
-    if initializers:
-        ir.external_data.load_to_model(copy)
-    for graph, _ in _roots(copy):  # onnx_ir loads initializers only
-        for node in graph:
-            for attribute in list(node.attributes.values()):
-                if not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor):
-                    (tensor,) = ir.external_data.convert_tensors_from_external([attribute.value])
-                    node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
-    return copy
-
-
 def serialized(model: ir.Model) -> bytes:
     """The model as bytes that need no other file, the same bytes for the same model."""
-    result: bytes = ir.to_proto(_in_memory(model)).SerializeToString(deterministic=True)
+    result: bytes = message_of(model, _graphs(model)).SerializeToString(deterministic=True)
     return result
 
 
-def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str | None = None) -> None:
+def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str | None = None) -> Path | None:
     """Writes the model under a temporary name, then renames: a failure leaves nothing behind.
+
+    The model may be read from the files that are replaced: it goes on reading what was there before.
 
     Args:
         model: what to write; it is not changed.
         path: the file to write.
-        external_data: file name, in the same folder, for the weights. Models over 1.9 GB get ``<name>.data``.
+        external_data: file name, in the same folder, for the weights. Models over 1.9 GB get ``<name>.data``, or the
+            file that ``path`` had them in when the model was read from it.
+
+    Returns:
+        The file with the weights, None where the model holds them.
 
     Raises:
-        ModelError: the folder does not exist, or ``external_data`` is more than a file name.
+        ModelError: the folder does not exist, ``external_data`` is more than a file name, or it is a file that another
+            model's weights are read from.
 
     """
     path = Path(path)
@@ -281,20 +280,67 @@ def save_model(model: ir.Model, path: str | os.PathLike[str], external_data: str
         raise ModelError(f"{path.parent} is no folder; make it before saving {path.name}")
     if path.is_dir():
         raise ModelError(f"{path} is a folder; give the name of the file to write")
+    read = _files_read(model)
     if external_data is None and too_large(model):
-        external_data = path.name + ".data"
-    if external_data is not None and Path(external_data).name != external_data:
+        external_data = _own_data(path, read) or path.name + ".data"
+    if external_data is None:
+        _write(model, read, path, None)
+        return None
+    if Path(external_data).name != external_data or external_data == path.name:
         raise ModelError(f"external_data is {external_data!r}; it must be a file name in the folder of {path}")
+    data = path.parent / external_data
+    if data.resolve() in read and external_data not in _locations(path):
+        raise ModelError(f"{data} holds weights of the model that was read, which needs them; give another file name")
+    _write(model, read, path, data)
+    return data
+
+
+def _write(model: ir.Model, read: Mapping[Path, list[ir.ExternalTensor]], path: Path, data: Path | None) -> None:
     folder = Path(tempfile.mkdtemp(prefix=".onnxnorm-", dir=path.parent))
     try:
-        if external_data is None:
-            (folder / path.name).write_bytes(serialized(model))
+        if data is None:
+            write_inside(model, _graphs(model), folder / path.name)
         else:
-            ir.save(_in_memory(model, initializers=False), folder / path.name, external_data=external_data)
-            os.replace(folder / external_data, path.parent / external_data)
+            write_beside(model, _graphs(model), folder / path.name, folder / data.name)
+        for target in (path, *([] if data is None else [data])):
+            for tensor in read.get(target.resolve(), ()):
+                tensor.numpy()  # mapped by now, it stays what it is when another file gets the name
+        if data is not None:
+            os.replace(folder / data.name, data)
         os.replace(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _graphs(model: ir.Model) -> list[ir.Graph]:
+    return [graph for graph, _ in _roots(model)]
+
+
+def _files_read(model: ir.Model) -> dict[Path, list[ir.ExternalTensor]]:
+    """The files that the model was read from, with the tensors that still lie in them."""
+    found: dict[str, list[ir.ExternalTensor]] = {name: [] for name in model.meta.get(_DATA_FILES, ())}
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            found.setdefault(tensor.path, []).append(tensor)
+    return {Path(name).resolve(): tensors for name, tensors in found.items()}
+
+
+def _own_data(path: Path, read: Mapping[Path, list[ir.ExternalTensor]]) -> str | None:
+    """The one file in which a model that is there already has its weights, when these are read."""
+    names = sorted(_locations(path))
+    own = len(names) == 1 and Path(names[0]).name == names[0] and (path.parent / names[0]).resolve() in read
+    return names[0] if own else None
+
+
+def _locations(path: Path) -> set[str]:
+    """The files that a model file names as those of its weights; none where it is no model."""
+    if not path.is_file():
+        return set()
+    try:
+        model = ir.from_proto(_read(path))
+    except Exception:  # whatever it is, it will be replaced
+        return set()
+    return {os.fspath(item.location) for item in _tensors(model) if isinstance(item, ir.ExternalTensor)}
 
 
 def uses_onnxnorm(model: ir.Model) -> bool:

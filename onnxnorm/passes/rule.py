@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import is_overridable, node_name, op_name, tensor_of
+from onnxnorm.passes.large import Exact, spilled, together
 from onnxnorm.passes.names import Names
 from onnxnorm.runtime.arrays import float_info, is_float
 
@@ -95,13 +96,18 @@ class Context:
         """A name that no value or node of the model has, as near to ``wish`` as possible."""
         return self._names.fresh(wish)
 
-    def constant(self, wish: str, exact: npt.NDArray[Any], dtype: ir.DataType, *, infinite: bool = False) -> ir.Value:
+    def constant(
+        self, wish: str, exact: npt.NDArray[Any] | Exact, dtype: ir.DataType, *, infinite: bool = False
+    ) -> ir.Value:
         """A new constant: ``exact`` (float64) rounded once to ``dtype``; Refusal when it overflows the type.
 
         With ``infinite`` infinities stand for themselves, as the bounds of a clamp.
         """
         name = self.fresh_name(wish)
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(exact.shape))
+        if isinstance(exact, Exact):
+            value.const_value, value.meta["exact"] = ir.Tensor(rounded(exact, dtype), dtype=dtype, name=name), exact
+            return value
         known = np.where(np.isinf(exact), 0.0, exact) if infinite else exact
         array = rounded(known, dtype)
         if infinite:
@@ -144,8 +150,10 @@ class Rule(abc.ABC):
         return list(match.nodes.values())[-1]
 
 
-def rounded(exact: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDArray[Any]:
+def rounded(exact: npt.NDArray[Any] | Exact, dtype: ir.DataType) -> npt.NDArray[Any]:
     """``exact`` in ``dtype``; Refusal when a value is not finite or overflows the type."""
+    if isinstance(exact, Exact):
+        return spilled(exact.shape, dtype.numpy(), (rounded(piece, dtype) for _, piece in exact.pieces()))
     exact = np.asarray(exact, np.float64)
     with np.errstate(over="ignore", under="ignore"):
         result = exact.astype(dtype.numpy())
@@ -157,7 +165,7 @@ def rounded(exact: npt.NDArray[Any], dtype: ir.DataType) -> npt.NDArray[Any]:
     return result
 
 
-def check_underflow(weight: npt.NDArray[Any], dtype: ir.DataType, axis: int) -> None:
+def check_underflow(weight: npt.NDArray[Any] | Exact, dtype: ir.DataType, axis: int) -> None:
     """Refusal when rounding a weight to ``dtype`` loses more than the type's precision in a channel.
 
     A weight meets inputs of any size, so each channel along ``axis`` must keep the type's epsilon relative to its
@@ -165,12 +173,16 @@ def check_underflow(weight: npt.NDArray[Any], dtype: ir.DataType, axis: int) -> 
     """
     info = float_info(dtype.numpy())
     others = tuple(index for index in range(weight.ndim) if index != axis)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        difference = weight.astype(dtype.numpy()).astype(np.float64)
-        difference -= weight
-        difference[~np.isfinite(difference)] = 0.0  # an overflow, which ``rounded`` refuses in its own words
-        lost = np.abs(difference, out=difference).max(axis=others, initial=0.0)
-    largest = np.abs(weight, out=difference).max(axis=others, initial=0.0)
+    lost, largest = np.zeros(weight.shape[axis]), np.zeros(weight.shape[axis])
+    for index, (piece,) in together(weight):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            difference = piece.astype(dtype.numpy()).astype(np.float64)
+            difference -= piece
+            difference[~np.isfinite(difference)] = 0.0  # an overflow, which ``rounded`` refuses in its own words
+            most = np.abs(difference, out=difference).max(axis=others, initial=0.0)
+        lost[index[axis]] = np.maximum(lost[index[axis]], most)
+        most = np.abs(piece, out=difference).max(axis=others, initial=0.0)
+        largest[index[axis]] = np.maximum(largest[index[axis]], most)
     wrong = lost > float(info.eps) * largest
     if wrong.any():
         channel = int(np.argmax(wrong))

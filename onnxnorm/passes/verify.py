@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from onnxnorm.norms import all_specs
-from onnxnorm.passes.graph import tensor_of
+from onnxnorm.passes.graph import constant_tensor, in_order, tensor_of
 from onnxnorm.passes.reference_ops import REFERENCE_OPS
 from onnxnorm.passes.rule import Context, Match, Replacement
 from onnxnorm.spec.body import MIN_OPSET, function_body
@@ -27,16 +27,21 @@ from onnxnorm.spec.record import DOMAIN, VERSION
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _LARGEST_SAMPLE = 200_000
+#: Both sides hold their constants in float64: with more elements than this (128 MB) they are not run.
+_LARGEST_WEIGHT = 1 << 24
 #: Sizes that unknown dimensions get, and to which large spatial ones are cut.
 _SIZES = (3, 5, 7, 2, 4)
 
 
 def verify_replacement(match: Match, replacement: Replacement, context: Context) -> str | None:
     """None when both sides agree; otherwise what differs, or why they could not be run."""
-    del match
+    largest = _largest_constant((*match.nodes.values(), *replacement.nodes))
+    if largest > _LARGEST_WEIGHT:
+        replacement.values["not verified"] = f"a constant has {largest} elements"
+        return None
     outputs = list(replacement.outputs)
     new_outputs = [replacement.outputs[value] for value in outputs]
-    old_nodes = _in_order(replacement.removed if replacement.before is None else replacement.before)
+    old_nodes = in_order(replacement.removed if replacement.before is None else replacement.before)
     inputs = _outer_inputs((*old_nodes, *replacement.nodes))
     removed = set(replacement.removed)
     kept = [node for node in old_nodes if node not in removed]
@@ -54,6 +59,13 @@ def verify_replacement(match: Match, replacement: Replacement, context: Context)
     return problem
 
 
+def _largest_constant(nodes: Iterable[ir.Node]) -> int:
+    """The number of elements of the largest constant that the nodes read."""
+    values = {value for node in nodes for value in node.inputs if value is not None}
+    tensors = (value.const_value or constant_tensor(value) for value in values)
+    return max((tensor.size for tensor in tensors if tensor is not None), default=0)
+
+
 def _after(
     replacement: Replacement,
     kept: Sequence[ir.Node],
@@ -66,20 +78,6 @@ def _after(
     if replacement.nodes:
         return _run([*kept, *replacement.nodes], inputs, outputs, feeds, context)
     return [_wide(array) for value in outputs if (array := _constant(value)) is not None]
-
-
-def _in_order(nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """The nodes so that each comes after those that it reads."""
-    ordered: list[ir.Node] = []
-    waiting = list(nodes)
-    while waiting:
-        pending = {value for node in waiting for value in node.outputs}
-        ready = [node for node in waiting if not pending.intersection(node.inputs)]
-        if not ready:
-            raise ValueError("the nodes to replace form a cycle")
-        ordered += ready
-        waiting = [node for node in waiting if node not in ready]
-    return ordered
 
 
 def _outer_inputs(nodes: Iterable[ir.Node]) -> list[ir.Value]:

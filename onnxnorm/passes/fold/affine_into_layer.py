@@ -31,6 +31,7 @@ from onnxnorm.passes.decision import Action
 from onnxnorm.passes.fold.affine import Chain, Map, chains, moves_only, path_to, subject_of
 from onnxnorm.passes.fold.affine_layout import FloatArray, again, full_rank, is_layout, shape_nodes
 from onnxnorm.passes.graph import constant_tensor, is_op, is_overridable, node_name
+from onnxnorm.passes.large import exact, ones_like, together
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array
 from onnxnorm.runtime.arrays import float_info
 
@@ -130,7 +131,7 @@ class FoldAffineIntoLayer(Rule):
         value = layer.inputs[1 - data]
         array = constant_array(value, f"{self.layer}'s weight")
         dtype = ir.DataType.from_numpy(array.dtype)
-        weight = array.astype(np.float64)
+        weight = exact(array)
         axis, channels = self.data_axis(layer, weight), self.channels(layer, weight)
         scale, shift = (_vector(each, axis, channels) for each in (chain.map.scale, chain.map.shift))
         kept: Map | None = None
@@ -140,7 +141,7 @@ class FoldAffineIntoLayer(Rule):
             kept = _kept(chain, problem) if problem is not None else None
             bias = self.response(layer, weight, shift) if kept is None else None
         scaled = self.scaled(layer, weight, scale)
-        factor = self.scaled(layer, np.ones_like(weight), scale)
+        factor = self.scaled(layer, ones_like(weight), scale)
         check_scaled(weight, scaled, factor, dtype, self.output_axis(layer, weight))
         assert value is not None
         folded = context.constant(f"{value.name}_folded", scaled, dtype)
@@ -261,17 +262,22 @@ def check_scaled(weight: FloatArray, scaled: FloatArray, factor: FloatArray, dty
     """
     info = float_info(dtype.numpy())
     others = tuple(index for index in range(weight.ndim) if index != axis)
-    with np.errstate(all="ignore"):
-        lost = np.abs(scaled.astype(dtype.numpy()).astype(np.float64) - scaled)
-        lost = np.where(np.isfinite(lost) & (factor != 0), lost / np.abs(factor), 0.0)
-    worst, largest = lost.max(axis=others, initial=0.0), np.abs(weight).max(axis=others, initial=0.0)
+    worst, largest, smallest = np.zeros(weight.shape[axis]), np.zeros(weight.shape[axis]), np.inf
+    for index, (before, after, times) in together(weight, scaled, factor):
+        with np.errstate(all="ignore"):
+            lost = np.abs(after.astype(dtype.numpy()).astype(np.float64) - after)
+            lost = np.where(np.isfinite(lost) & (times != 0), lost / np.abs(times), 0.0)
+        place = index[axis]
+        worst[place] = np.maximum(worst[place], lost.max(axis=others, initial=0.0))
+        largest[place] = np.maximum(largest[place], np.abs(before).max(axis=others, initial=0.0))
+        smallest = min(smallest, np.abs(times[times != 0]).min(initial=np.inf))
     wrong = worst > float(info.eps) * largest
     if wrong.any():
         channel = int(np.argmax(wrong))
         raise Refusal(
             f"a folded weight would underflow {dtype.name.lower()}",
             channel=channel,
-            smallest_scale=f"{np.abs(factor[factor != 0]).min():.6g}",
+            smallest_scale=f"{smallest:.6g}",
             smallest_normal=f"{float(info.smallest_normal):.3g}",
         )
 

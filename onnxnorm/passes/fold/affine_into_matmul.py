@@ -87,7 +87,7 @@ class FoldAffineIntoMatMul(FoldAffineIntoLayer):
             return [ir.node("MatMul", factors, name=layer.name)], [layer]
         assert weight.dtype is not None
         add, value = bias_add(layer, context)
-        array = np.asarray(weight.meta["exact"])
+        array = weight.meta["exact"]
         if add is None and becomes_gemm(layer, array):
             term = context.constant(f"{node_name(layer)}_bias", bias, weight.dtype)
             return [ir.node("Gemm", [data, weight, term], name=layer.name)], [layer]

@@ -27,6 +27,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import attribute, is_op, node_name, op_name, sole_consumer
+from onnxnorm.passes.large import exact
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, check_underflow, constant_array
 
 FloatArray = npt.NDArray[np.float64]
@@ -154,7 +155,7 @@ class FoldBatchNormIntoLayer(Rule):
         if weight.ndim < 2:
             raise Refusal(f"{self.layer}'s weight has less than two axes", shape=weight.shape)
         dtype = ir.DataType.from_numpy(weight.dtype)
-        scaled, axis = self.scale_weight(layer, weight.astype(np.float64), affine.scale)
+        scaled, axis = self.scale_weight(layer, exact(weight), affine.scale)
         check_underflow(scaled, dtype, axis)
         bias = self.bias(layer, affine.scale.size, context) * affine.scale + affine.shift
         inputs = [

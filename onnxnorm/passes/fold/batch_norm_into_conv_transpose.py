@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.fold.batch_norm import FloatArray, FoldBatchNormIntoLayer, check_channels
@@ -30,6 +31,5 @@ class FoldBatchNormIntoConvTranspose(FoldBatchNormIntoLayer):
         if group is None or group < 1 or weight.shape[0] % group:
             raise Refusal("group does not divide the input channels", group=group, channels=weight.shape[0])
         check_channels(scale, group * weight.shape[1], layer)
-        grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-        factors = scale.reshape(group, 1, weight.shape[1], *[1] * (weight.ndim - 2))
-        return (grouped * factors).reshape(weight.shape), 1
+        factors = scale.reshape(group, weight.shape[1], *[1] * (weight.ndim - 2))
+        return weight * np.repeat(factors, weight.shape[0] // group if group > 1 else 1, axis=0), 1

@@ -26,6 +26,7 @@ from onnxnorm.passes.fold.batch_norm import (
     tolerance_of,
 )
 from onnxnorm.passes.graph import is_op, node_name, rank_of, tensor_of
+from onnxnorm.passes.large import exact
 from onnxnorm.passes.rule import (
     Context,
     Match,
@@ -79,7 +80,7 @@ class FoldBatchNormIntoMatMul(Rule):
         dtype = ir.DataType.from_numpy(weight.dtype)
         axis = weight.ndim - 1 if side == 1 else weight.ndim - 2
         check_channels(affine.scale, weight.shape[axis], matmul)
-        scaled = weight.astype(np.float64) * along(axis, affine.scale, weight.ndim)
+        scaled = exact(weight) * along(axis, affine.scale, weight.ndim)
         check_underflow(scaled, dtype, axis)
         column = affine.scale if side == 1 else affine.scale[:, None]
         shift = affine.shift if side == 1 else affine.shift[:, None]
