@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxnorm.passes.canonicalize.constants import fold_constants, lift_constants
 from onnxnorm.passes.canonicalize.duplicates import share_equal_weights
 from onnxnorm.passes.canonicalize.identities import skip_identities
+from onnxnorm.passes.canonicalize.joined_shapes import tell_joined_shapes
 from onnxnorm.passes.canonicalize.sequences import split_tensors
 from onnxnorm.passes.canonicalize.shapes import infer_missing_shapes, infer_shapes
 from onnxnorm.passes.canonicalize.unused import remove_unused
@@ -28,7 +29,7 @@ def clean(model: ir.Model, *, again: bool = False) -> None:
         del model.functions[key]
     (infer_missing_shapes if again else infer_shapes)(model)
     skip_identities(model)
-    while fold_constants(model):
+    while fold_constants(model) or tell_joined_shapes(model):
         infer_shapes(model)  # a size that was computed tells the shapes behind it, and these may make more constants
         skip_identities(model)  # a constant that was computed may be a 1
     split_tensors(model)

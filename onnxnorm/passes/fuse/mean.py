@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
+from onnxnorm.passes.canonicalize.size_entries import is_count
 from onnxnorm.passes.fuse.rms_norm_power import (
     FLOAT_TYPES,
     count_of,
@@ -20,7 +21,7 @@ from onnxnorm.passes.fuse.rms_norm_power import (
     widening_casts,
     without_casts,
 )
-from onnxnorm.passes.fuse.sizes import shape_nodes
+from onnxnorm.passes.fuse.sizes import expanded_shape, shape_nodes
 from onnxnorm.passes.graph import attribute, is_op, scalar_of
 
 _DEEPEST = 10
@@ -39,6 +40,7 @@ class Mean:
         dtypes: element types on the way.
         dropped: the axes have been taken away (keepdims=0) and not been put back.
         expanded: shapes to which it has been broadcast.
+        total: it is the sum, not the mean: the number of values is not known.
 
     """
 
@@ -50,6 +52,7 @@ class Mean:
     dtypes: frozenset[ir.DataType] = field(default_factory=frozenset)
     dropped: bool = False
     expanded: tuple[ir.Shape, ...] = ()
+    total: bool = False
 
     @property
     def broadcasts(self) -> bool:
@@ -87,7 +90,7 @@ def _reduction(node: ir.Node, opset: int, depth: int) -> Mean | None:
     if node.op_type == "ReduceSum":
         count = count_of(source, axes)
         if count is None:
-            return None
+            return Mean(without_casts(source), axes, shared=widening_casts(source), dropped=not keeps, total=True)
         factor = float(count)
     return Mean(without_casts(source), axes, factor, shared=widening_casts(source), dropped=not keeps)
 
@@ -97,7 +100,7 @@ def _further(inner: Mean, axes: tuple[int, ...], node: ir.Node) -> Mean | None:
     rank = len(inner.source.shape or ())
     left = [axis for axis in range(rank) if axis not in inner.axes] if inner.dropped else list(range(rank))
     added = tuple(left[axis] for axis in axes)
-    if node.op_type == "ReduceSum" or set(added) & set(inner.axes):
+    if node.op_type == "ReduceSum" or inner.total or set(added) & set(inner.axes):
         return None
     return replace(inner, axes=tuple(sorted((*inner.axes, *added))))
 
@@ -121,9 +124,16 @@ def _mul(node: ir.Node, opset: int, depth: int) -> Mean | None:
 
 
 def _div(node: ir.Node, opset: int, depth: int) -> Mean | None:
+    """Also a sum by the number of its values, which is computed where it depends on sizes that are not known."""
     number = _number(node.inputs[1], node.inputs[0])
-    inner = read_mean(node.inputs[0], opset, depth) if number else None
-    return None if inner is None or not number else replace(inner, factor=inner.factor / number)
+    inner = read_mean(node.inputs[0], opset, depth)
+    if inner is None or number == 0:
+        return None
+    if number is not None:
+        return replace(inner, factor=inner.factor / number)
+    counted = inner.total and is_count(node.inputs[1], inner.source, inner.axes)
+    shared = (*inner.shared, *shape_nodes(node))
+    return replace(inner, total=False, shared=shared) if counted else None
 
 
 def _number(value: ir.Value | None, beside: ir.Value | None) -> float | None:
@@ -156,7 +166,7 @@ def _reshape(node: ir.Node, opset: int, depth: int) -> Mean | None:
 
 def _expand(node: ir.Node, opset: int, depth: int) -> Mean | None:
     inner = read_mean(node.inputs[0], opset, depth)
-    shape = node.outputs[0].shape
+    shape = None if inner is None else expanded_shape(node, inner.source)
     if inner is None or shape is None or not inner.broadcasts:
         return None
     shared = (*inner.shared, *shape_nodes(node))

@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxnorm.passes.fuse.sizes import same_sizes, shape_nodes, sole_reader
+from onnxnorm.passes.canonicalize.size_entries import is_count
+from onnxnorm.passes.fuse.sizes import expanded_shape, same_sizes, shape_nodes, sole_reader
 from onnxnorm.passes.graph import attribute, is_op, scalar_of, tensor_of
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
@@ -382,7 +383,11 @@ def _div(node: ir.Node, walk: PowerWalk) -> Power | None:
     inner = walk.read(bottom)
     if inner is None:
         inner = walk.read(top)
-        return None if inner is None or inner.exponent < 0 else _scaled_at_run_time(inner, bottom)
+        if inner is None or inner.exponent < 0:
+            return None
+        if inner.total and inner.exponent == 1.0 and is_count(bottom, inner.source, inner.axes):
+            return replace(inner, total=False, shared=(*inner.shared, *shape_nodes(node)))
+        return _scaled_at_run_time(inner, bottom)
     if top is None:
         return None
     number = _number(top, bottom)
@@ -432,7 +437,7 @@ def _clamped(value: ir.Value | None, bound: ir.Value | None, walk: PowerWalk) ->
 
 def _expand(node: ir.Node, walk: PowerWalk) -> Power | None:
     inner = walk.read(node.inputs[0])
-    shape = node.outputs[0].shape
+    shape = None if inner is None else expanded_shape(node, inner.source)
     if inner is None or shape is None or not inner.broadcasts:
         return None
     shared = (*inner.shared, *shape_nodes(node))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxnorm.passes.canonicalize.size_entries import is_joined_shape
 from onnxnorm.passes.graph import attribute, is_op
 from onnxnorm.passes.rule import Refusal, constant_array
 
@@ -38,11 +39,16 @@ def same_sizes(first: Sequence[Any], second: Sequence[Any], unproven: int = 1) -
 
 
 def is_shape_of(shape: ir.Value | None, x: ir.Value) -> bool:
-    """Whether the value is Shape(x), whole."""
+    """Whether the value is Shape(x), whole, or joined from the sizes of x."""
     node = shape.producer() if shape is not None else None
     if node is None or not is_op(node, "Shape") or node.inputs[0] is not x:
-        return False
+        return is_joined_shape(shape, x)
     return attribute(node, "start", 0) == 0 and attribute(node, "end", None) is None
+
+
+def expanded_shape(expand: ir.Node, x: ir.Value) -> ir.Shape | None:
+    """The shape to which an Expand brings a statistic of x."""
+    return x.shape if is_shape_of(expand.inputs[1], x) else expand.outputs[0].shape
 
 
 def keeps_shape(reshape: ir.Node, x: ir.Value) -> bool:

@@ -114,8 +114,8 @@ def is_near(factor: float, wanted: float, dtype: ir.DataType | None, roundings: 
 
 
 def fits(mean: Mean, whole: ir.Value) -> bool:
-    """Whether the mean meets each value of the tensor that it is the mean of, and leaves its shape."""
-    return mean.broadcasts and all(same_shape(shape, whole.shape) for shape in mean.expanded)
+    """Whether it is a mean that meets each value of the tensor that it is the mean of, and leaves its shape."""
+    return mean.broadcasts and not mean.total and all(same_shape(shape, whole.shape) for shape in mean.expanded)
 
 
 def _difference(node: ir.Node, walk: PowerWalk) -> Power | None:
@@ -127,7 +127,7 @@ def _difference(node: ir.Node, walk: PowerWalk) -> Power | None:
     if squared is None or power.total or power.problem is not None:
         return None
     mean, factor, nodes = squared
-    if mean.source is not power.source or mean.axes != power.axes or mean.dropped != power.dropped:
+    if mean.total or mean.source is not power.source or mean.axes != power.axes or mean.dropped != power.dropped:
         return None
     if not is_near(factor, power.factor, node.outputs[0].dtype, 3):
         return None
