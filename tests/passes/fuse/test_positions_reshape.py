@@ -23,6 +23,7 @@ def model(lab: Any, nodes: str = CORE, x: str = "3,6,4,5", out: str = "", **more
         (CORE, "3,6,4,5"),
         (f"size = Shape (x) {CORE.replace('whole', 'size')}", "N,6,H,W"),
         (CORE.replace("flat", "cube"), "3,6,4,5"),
+        (CORE.replace("f = Reshape (x, flat) ", "").replace("(f,", "(x,"), "3,6,4,5"),
     ],
 )
 def test_fires(lab: Any, nodes: str, x: str) -> None:
