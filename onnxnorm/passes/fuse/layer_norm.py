@@ -10,7 +10,8 @@ factor, as the unbiased one over n values, goes into scale and epsilon:
 A variance computed as E[x^2] - E[x]^2 is the same function, and centring is nearer to the truth.
 
 With ``target="standard"`` this is a step on the way to LayerNormalization (opset 17), and what could not become that
-is left alone: other axes than the last ones, and element types without an exact kernel.
+is left alone: other axes than the last ones, and element types without an exact kernel. So is group norm of one group
+over many values, which would need a scale for each of them.
 
 Refused:
     1. epsilon is added outside the root, or the deviation is clamped: other functions.
@@ -31,10 +32,14 @@ from typing import ClassVar
 from onnxnorm.passes.fuse.group_split import find_split
 from onnxnorm.passes.fuse.norm_kind import kind_of
 from onnxnorm.passes.fuse.product import known_sizes
+from onnxnorm.passes.fuse.rms_norm_power import count_of
 from onnxnorm.passes.fuse.standardized import Standardized
 from onnxnorm.passes.fuse.standardized_rule import StandardizedRule, put_norm, result_of
 from onnxnorm.passes.lower.choice import STANDARD, has_exact_kernel
 from onnxnorm.passes.rule import Context, Match, Replacement
+
+#: As many numbers may a scale have that has but one value per channel.
+_FEW = 4096
 
 
 class FuseLayerNorm(StandardizedRule):
@@ -54,7 +59,9 @@ class FuseLayerNorm(StandardizedRule):
         rank, dtype = len(found.x.shape or ()), result_of(found).dtype
         last = found.axes == tuple(range(found.axes[0], rank))
         exact = dtype is not None and has_exact_kernel("LayerNorm", dtype, self.provider)
-        return last and exact and context.opset >= STANDARD["LayerNorm"].since
+        if not last or not exact or context.opset < STANDARD["LayerNorm"].since:
+            return False
+        return not kind_of(found).per_channel or (count_of(found.x, found.axes) or 0) <= _FEW
 
     def check(self, match: Match, context: Context) -> None:
         """All reasons of the module."""
