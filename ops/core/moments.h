@@ -43,6 +43,15 @@ static inline double TwoSum(double a, double b, double* rest) {
   return sum;
 }
 
+/// rest * factor for elements of type T. The square of doubles' spread may underflow, and the
+/// factor be infinite: then 0, as there is no rest.
+template <typename T>
+static inline double RestTimes(double rest, double factor) {
+  const double product = rest * factor;
+  if constexpr (sizeof(T) != sizeof(double)) return product;
+  return product - product == 0 ? product : 0;
+}
+
 /// Adds to `sum`, of `done` elements in each column, the moments of n more (Chan, Golub and LeVeque
 /// 1979).
 static inline void MergeColumns(const MomentColumns& part, double n, double done, int64_t columns,

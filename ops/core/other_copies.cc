@@ -51,6 +51,12 @@ Copy ThisCopy() {
   return {module, PathOf(module), nullptr};
 }
 
+void StayLoaded() {
+  HMODULE module = nullptr;
+  GetModuleHandleExA(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_PIN,
+                     reinterpret_cast<const char*>(&registered), &module);
+}
+
 std::vector<Copy> LoadedCopies() {
   std::vector<HMODULE> modules(1024);
   DWORD bytes = 0;
@@ -74,6 +80,9 @@ Copy ThisCopy() {
   if (dladdr(&registered, &info) == 0) return {nullptr, "", nullptr};
   return {info.dli_fbase, info.dli_fname, nullptr};
 }
+
+// A handle that is never closed.
+void StayLoaded() { dlopen(ThisCopy().path.c_str(), RTLD_NOLOAD | RTLD_LAZY); }
 
 #if defined(__APPLE__)
 std::vector<std::string> LoadedNames() {
@@ -121,6 +130,7 @@ std::vector<Copy> LoadedCopies() {
 #else
 
 Copy ThisCopy() { return {nullptr, "", nullptr}; }
+void StayLoaded() {}
 std::vector<Copy> LoadedCopies() { return {}; }
 
 #endif
@@ -137,7 +147,9 @@ std::string Field(const std::string& table, const std::string& name) {
 }  // namespace
 
 bool IsRegistered() { return registered.load(std::memory_order_relaxed); }
-void MarkRegistered() { registered.store(true, std::memory_order_relaxed); }
+void MarkRegistered() {
+  if (!registered.exchange(true, std::memory_order_relaxed)) StayLoaded();
+}
 
 void RefuseOtherVersions() {
   const Copy self = ThisCopy();

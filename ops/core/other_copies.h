@@ -14,6 +14,9 @@ void RefuseOtherVersions();
 
 /// Whether this copy was registered with a runtime.
 bool IsRegistered();
+/// From now on it is, and stays loaded for as long as the process lives: a runtime closes it with
+/// the last session that uses it, which would each time leave behind what is never freed because
+/// sessions point to it.
 void MarkRegistered();
 
 }  // namespace onnxnorm

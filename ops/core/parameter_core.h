@@ -84,7 +84,7 @@ bool ApartColumnParameters(const double* __restrict from_mean, const double* __r
   int64_t misfits = 0;
   for (int64_t i = 0; i < n; ++i) {
     wide_factor[i] = 1 / ::sqrt(from_m2[i] * inverse + epsilon);
-    wide_offset[i] = -from_rest[i] * wide_factor[i];
+    wide_offset[i] = -RestTimes<C>(from_rest[i], wide_factor[i]);
   }
   for (int64_t i = 0; i < n; ++i) {
     misfits += MeanMisfit<C>(from_mean[i]) + FactorMisfit<C>(wide_factor[i]);

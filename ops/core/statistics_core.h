@@ -11,6 +11,8 @@
 // the range of float are done in double.
 #pragma once
 
+#include <math.h>
+
 #include "simd/kernels.h"
 
 namespace onnxnorm::simd::ONNXNORM_LEVEL {
@@ -171,13 +173,24 @@ typename V::Element FirstShift(const T* x, int64_t n) {
   return IsFinite(static_cast<double>(total)) ? total : 0;
 }
 
+/// The sum of squared differences from the mean, from sums around a shift that is `offset` away
+/// from it. If double has not the range for the squares of finite elements it is infinite, not NaN;
+/// floats' squares never leave that range.
+template <typename Element>
+inline double SquaredSpread(double s1, double s2, double offset) {
+  const double m2 = s2 - s1 * offset;
+  if constexpr (sizeof(Element) == sizeof(double)) {
+    if (m2 != m2 && IsFinite(s1)) return HUGE_VAL;
+  }
+  return m2 < 0 ? 0 : m2;  // keeps NaN
+}
+
 /// Moments from n elements' sums around a shift.
 inline Moments FromSums(double shift, double s1, double s2, double n) {
   const double offset = s1 / n;
-  const double m2 = s2 - s1 * offset;
   Moments moments;
   moments.mean = TwoSum(shift, offset, &moments.rest);
-  moments.m2 = m2 < 0 ? 0 : m2;  // keeps NaN
+  moments.m2 = SquaredSpread<double>(s1, s2, offset);
   return moments;
 }
 
@@ -259,10 +272,9 @@ void ShortMoments(const T* x, int64_t segments, int64_t size, bool tiny, Moments
         continue;
       }
       const double offset = s1 * inverse;
-      const double m2 = s2 - s1 * offset;
       Moments& m = out[first + i];
       m.mean = TwoSum(static_cast<double>(shift[i]), offset, &m.rest);
-      m.m2 = m2 < 0 ? 0 : m2;
+      m.m2 = SquaredSpread<Element>(s1, s2, offset);
     }
   }
 }
@@ -421,8 +433,7 @@ void AddColumns(const Element* shift, const double* s1, const double* s2, double
   const double part = n / (done + n), between = done * part, inverse = 1 / n;
   for (int i = 0; i < N; ++i) {
     const double offset = s1[i] * inverse;
-    const double spread = s2[i] - s1[i] * offset;
-    const double m2 = spread < 0 ? 0 : spread;  // keeps NaN
+    const double m2 = SquaredSpread<Element>(s1[i], s2[i], offset);
     double rest = 0, lost = 0;
     const double mean = TwoSum(static_cast<double>(shift[i]), offset, &rest);
     const double delta = (mean - sum.mean[i]) + (rest - sum.rest[i]);

@@ -114,6 +114,31 @@ def test_huge_and_tiny(spread: float, epsilon: float, level: str, runner: Runner
         assert_close(*runner("LayerNorm", *layer(x, axes, epsilon=epsilon)), "float32")
 
 
+@pytest.mark.parametrize(("spread", "epsilon"), [(1e200, 1e-5), (1e-200, 0.0)])
+@pytest.mark.parametrize("positions", [2, 14, 700, 5000])
+def test_float64_beyond_the_range_of_its_squares(
+    positions: int, spread: float, epsilon: float, level: str, runner: Runner
+) -> None:
+    """As in PyTorch: an infinite variance leaves the bias, one that underflows gives infinity; neither gives NaN."""
+    half = np.arange(1, positions // 2 + 1) / positions
+    x = RNG.permuted(np.tile(np.concatenate([half, -half]), (2, 16, 1)), axis=2) * spread
+    last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    vectors = parameters(16)
+    rows, columns = layer(x, [2], epsilon=epsilon), layer(last, [1], epsilon=epsilon)
+    calls = [("LayerNorm", *rows, rows[0][2]), ("LayerNorm", *columns, columns[0][2][:, None])]
+    for groups in (2, 16):
+        calls.append(("GroupNorm", [x, *vectors], group(groups, epsilon=epsilon), vectors[1][:, None]))
+        calls.append(("GroupNorm", [last, *vectors], group(groups, 1, epsilon=epsilon), vectors[1]))
+    if epsilon > 0:  # without it the batch branch, of weight 0, meets an infinite one
+        branches = [np.zeros(16), np.zeros(16), np.ones(16)]
+        attributes = {"epsilon": epsilon, "activation": "none", "channels_last": 0}
+        calls.append(("BatchInstanceNorm", [x, *vectors, *branches], attributes, vectors[1][:, None]))
+    for op, inputs, attributes, bias in calls:
+        output, _ = runner(op, inputs, attributes, "float64")
+        expected = bias if epsilon > 0 else np.sign(inputs[0]) * np.inf
+        np.testing.assert_array_equal(output, np.broadcast_to(expected, output.shape))
+
+
 def test_float16_rms_does_not_overflow(level: str, runner: Runner) -> None:
     x = RNG.uniform(-6e4, 6e4, (3, 300))
     attributes = {"axes": [-1], "epsilon": 1e-5, "activation": "none"}

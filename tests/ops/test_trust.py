@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from .building import OLD_VERSION, old_library
 from .conftest import SPECS, TYPES, assert_close, available_levels, model, op_table, run, session
@@ -296,6 +298,66 @@ def test_sessions_of_all_ops_types_and_levels_come_and_go_at_once(
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(job, jobs))
+
+
+def branches(count: int) -> bytes:
+    """Group norms of one X side by side, each with a skip form behind it."""
+    nodes = []
+    for i in range(count):
+        attributes = {**_GROUP, "num_groups": 2 ** (i % 4)}
+        nodes.append(helper.make_node("GroupNorm", ["X", "scale", "bias"], [f"a{i}"], domain="onnxnorm", **attributes))
+        names = [f"a{i}", "X", "scale", "bias"]
+        nodes.append(helper.make_node("SkipGroupNorm", names, [f"y{i}", f"s{i}"], domain="onnxnorm", **attributes))
+    shapes = {"X": [1, 16, 60, 61], "scale": [16], "bias": [16]}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    names = [f"{kind}{i}" for i in range(count) for kind in "ys"]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("onnxnorm", 1)]
+    graph = helper.make_graph(nodes, "branches", inputs, outputs)
+    content: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return content
+
+
+def test_branches_of_one_model_at_once(library: Path) -> None:
+    """ONNX Runtime's parallel mode: several nodes of a session share its pool, with the bits of one by one."""
+    content, rng = branches(8), np.random.default_rng(11)
+    feeds = {"X": rng.standard_normal((1, 16, 60, 61)), "scale": rng.standard_normal(16), "bias": np.ones(16)}
+    feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+    expected = session(library, content).run(None, feeds)
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    options.inter_op_num_threads, options.intra_op_num_threads = 4, 2
+    options.register_custom_ops_library(str(library))
+    current = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    with ThreadPoolExecutor(3) as pool:
+        for outputs in pool.map(lambda _: current.run(None, feeds), range(12)):
+            for output, one in zip(outputs, expected, strict=True):
+                np.testing.assert_array_equal(output, one)
+
+
+def test_sessions_that_come_and_go_leave_nothing(library: Path) -> None:
+    """What a leaked kernel, its scratch or a thread's memory would add, beside what the allocator keeps."""
+    script(
+        """
+        import gc
+
+        def resident():
+            gc.collect()
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+        def come_and_go(count):
+            for _ in range(count):
+                check(session(sys.argv[1]))
+
+        come_and_go(30)
+        before, threads = resident(), len(os.listdir("/proc/self/task"))
+        come_and_go(120)
+        assert len(os.listdir("/proc/self/task")) == threads
+        assert resident() - before < 1500, f"{resident() - before} kB after 120 sessions"
+        """,
+        library,
+    )
 
 
 def first(outputs: object) -> np.ndarray:

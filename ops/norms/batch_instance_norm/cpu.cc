@@ -49,7 +49,7 @@ class BatchInstancePlan final : public ChannelPlan<T> {
       const double to_batch = (m.mean - running_mean[c]) + m.rest;
       out.mean[c] = m.mean;
       out.scale[c] = (batch + instance) * scale[c];
-      out.bias[c] = bias[c] + batch * to_batch * scale[c] - m.rest * out.scale[c];
+      out.bias[c] = bias[c] + batch * to_batch * scale[c] - RestTimes<T>(m.rest, out.scale[c]);
     }
   }
 

@@ -69,7 +69,7 @@ class GroupPlan final : public ChannelPlan<T> {
     for (int64_t c = 0; c < size; ++c) {
       out.mean[c] = moments.mean;
       out.scale[c] = factor * scale_[first + c];
-      out.bias[c] = bias_[first + c] - moments.rest * out.scale[c];
+      out.bias[c] = bias_[first + c] - RestTimes<T>(moments.rest, out.scale[c]);
     }
   }
 

@@ -123,7 +123,7 @@ class LayerPlan final : public AxesPlan<T> {
 
   Normal<double> From(const Moments& moments) const {
     const double factor = 1 / std::sqrt(moments.m2 / this->count_ + this->epsilon_);
-    return {moments.mean, factor, -moments.rest * factor};
+    return {moments.mean, factor, -RestTimes<T>(moments.rest, factor)};
   }
 
   MomentColumns Columns(std::byte* scratch, int64_t chunk) const {

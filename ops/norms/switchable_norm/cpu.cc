@@ -84,7 +84,7 @@ class SwitchablePlan final : public ChannelPlan<T> {
       double rest;
       out.mean[c] = TwoSum(layer.mean, offset, &rest);
       out.scale[c] *= in_.scale[c];
-      out.bias[c] = in_.bias[c] - rest * out.scale[c];
+      out.bias[c] = in_.bias[c] - RestTimes<T>(rest, out.scale[c]);
     }
   }
 
