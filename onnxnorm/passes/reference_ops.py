@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,68 @@ class RMSNormalization(OpRun):
         return ((x / np.sqrt(np.square(x).mean(axis=over, keepdims=True) + epsilon) * scale).astype(x.dtype),)
 
 
+class DequantizeLinear(OpRun):
+    """In the scale's type, which is float64 here, at every opset: the evaluator has it from opset 19 on."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Any, scale: Any, zero: Any = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
+    ) -> tuple[Any]:
+        spread = _spread(x, axis, block_size)
+        shifted = x.astype(np.float64) - (0.0 if zero is None else spread(zero.astype(np.float64)))
+        return ((shifted * spread(scale.astype(np.float64))).astype(scale.dtype),)
+
+
+class QuantizeLinear(OpRun):
+    """Rounded as in float32, which is what decides ties, at every opset; to whole numbers of 8 or 16 bits only."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Any,
+        scale: Any,
+        zero: Any = None,
+        *,
+        axis: int = 1,
+        block_size: int = 0,
+        output_dtype: int = 0,
+        precision: int = 0,
+        saturate: int = 1,
+    ) -> tuple[Any]:
+        spread = _spread(x, axis, block_size)
+        dtype = np.dtype(np.uint8) if zero is None else zero.dtype
+        if dtype.kind not in "iu" or (zero is None and output_dtype):
+            raise NotImplementedError(f"QuantizeLinear to {dtype}")
+        steps = np.rint(x.astype(np.float32) / spread(scale.astype(np.float32))).astype(np.float64)
+        steps += 0.0 if zero is None else spread(zero.astype(np.float64))
+        return (np.clip(steps, np.iinfo(dtype).min, np.iinfo(dtype).max).astype(dtype),)
+
+
+def _spread(x: Any, axis: int, block_size: int) -> Callable[[Any], Any]:
+    """How a scale or zero point broadcasts over x: one for all, for each index of an axis, or for blocks along it."""
+    axis = axis % max(x.ndim, 1)
+
+    def spread(part: Any) -> Any:
+        if part.size == 1:
+            return part.reshape(())
+        if block_size:
+            return np.repeat(part, block_size, axis)[(slice(None),) * axis + (slice(x.shape[axis]),)]
+        return part.reshape([-1 if index == axis else 1 for index in range(x.ndim)])
+
+    return spread
+
+
 REFERENCE_OPS = [
     BatchNormalization,
     ConvTranspose,
+    DequantizeLinear,
     Erf,
     Gelu,
     GroupNormalization,
     LayerNormalization,
+    QuantizeLinear,
     RMSNormalization,
     *CONTRIB_OPS,
 ]
