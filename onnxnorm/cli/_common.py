@@ -25,8 +25,10 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a table that fits the terminal."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
+) -> None:
+    """Prints a table that fits the terminal; numbers in the columns ``right``."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -36,7 +38,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         console = Console(width=max(console.width, 160))
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, header_style="bold")
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", justify="right" if name in right else "left")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)

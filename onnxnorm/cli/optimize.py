@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from onnxnorm.cli._common import add_rewrite_arguments, print_json
+from onnxnorm.cli._progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +22,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Optimizes and writes."""
     from onnxnorm.passes.pipeline import Result, optimize
 
-    result: Result = optimize(
-        arguments.model,
-        target=arguments.target,
-        provider=arguments.provider,
-        disable=arguments.disable,
-        verify=arguments.verify,
-    )
-    result.save(arguments.output, arguments.external_data)
+    with progress(arguments.model):
+        result: Result = optimize(
+            arguments.model,
+            target=arguments.target,
+            provider=arguments.provider,
+            disable=arguments.disable,
+            verify=arguments.verify,
+        )
+        data = result.save(arguments.output, arguments.external_data)
     report(result, arguments)
+    if data is not None and arguments.external_data is None and not arguments.json:
+        print(f"{data}: the weights, which one file of ONNX cannot hold; keep both files together")
     return 0
 
 

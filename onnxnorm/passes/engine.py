@@ -15,6 +15,7 @@ from onnxnorm.passes.graph import all_graphs, count_uses, holds_initializers, is
 from onnxnorm.passes.lower.contrib_kernels import CPU_TYPES
 from onnxnorm.passes.names import Names
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
+from onnxnorm.progress import tracked
 from onnxnorm.spec.record import DOMAIN
 
 #: Node metadata: the ids of the rules that made the node, in order.
@@ -65,9 +66,10 @@ class Engine:
         visited again at once, so that a way takes one sweep and not one for each step.
         """
         changed, waiting = False, list(context.graph)
+        what = next((rule.id.split("/")[0] for rules in table.values() for rule in rules), "")
         while waiting:
             near: dict[ir.Node, None] = {}
-            for node in waiting:
+            for node in tracked(waiting, what):
                 if node.graph is not context.graph:
                     continue
                 applied = self._visit(node, table.get(node.op_type, ()), context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import onnx
@@ -194,9 +195,9 @@ class Result:
     decisions: tuple[Decision, ...]
     state: dict[str, str] = field(default_factory=dict)
 
-    def save(self, path: str | os.PathLike[str], external_data: str | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], external_data: str | None = None) -> Path | None:
         """Writes the model; nothing is left behind when that fails. See ``onnxnorm.model_file.save_model``."""
-        save_model(self.model, path, external_data)
+        return save_model(self.model, path, external_data)
 
     def explain(self) -> str:
         """The decisions, one line each."""

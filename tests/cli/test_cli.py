@@ -121,6 +121,36 @@ def test_optimize_and_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert record["op"] == "onnxnorm.GroupNorm"
 
 
+def test_inspect_tells_what_norms_are_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three alike in one line, one refused with the reason, shares of all there is, the same in --json."""
+    text = """<ir_version: 8, opset_import: ["": 18]> g (float[1,2,2,2] x) => (float[1,2,2,2] y, float[1,2,2,2] c4)
+        <float[2,2,1,1] w = {1,2,3,4}, float[2] s = {1,2}, float[2] b = {1,2}, float[2] m = {1,2}, float[2] v = {1,2}>
+        { c1 = Conv (x, w) n1 = BatchNormalization (c1, s, b, m, v) r1 = Relu (n1)
+          c2 = Conv (r1, w) n2 = BatchNormalization (c2, s, b, m, v) r2 = Relu (n2)
+          c4 = Conv (r2, w) y = BatchNormalization (c4, s, b, m, v) }"""
+    path = f"{tmp_path}/m.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    assert main(["inspect", path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "opset 18, 8 nodes, 12 parameters" in lines[0]
+    (folded,) = (line for line in lines if "fold/batch-norm-into-conv" in line and "folded" in line)
+    assert "│     2 │ folded   │ Conv" in folded
+    (refused,) = (line for line in lines if "refused  │" in line)
+    assert "the output of Conv * is also a graph output" in refused
+    assert lines[-3] == "3 in all: 2 folded, 1 refused"
+    assert lines[-2].startswith(
+        "they are 3 of 8 (38 %) nodes, hold 8 of 12 (67 %) parameters, make 24 of 64 (38 %) elem"
+    )
+    assert lines[-1] == "after it the model has 6 nodes, 2 fewer"
+    assert main(["inspect", path, "--explain", "--disable", "fold/batch-norm-into-conv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert main(["inspect", path, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["nodes"] == {"norms": 3, "total": 8, "fraction": 0.375}
+    assert (record["nodes_after"], record["actions"]) == (6, {"folded": 2, "refused": 1})
+    assert [(item["count"], item["becomes"]) for item in record["groups"]] == [(2, "Conv"), (1, None)]
+
+
 def test_check_passes_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", f"{folder}/net.py:make", f"{folder}/net.onnx"]) == 0
     assert "passed" in capsys.readouterr().out.splitlines()[-1]

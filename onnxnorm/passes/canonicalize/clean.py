@@ -17,6 +17,7 @@ from onnxnorm.passes.canonicalize.joined_shapes import tell_joined_shapes
 from onnxnorm.passes.canonicalize.sequences import split_tensors
 from onnxnorm.passes.canonicalize.shapes import infer_missing_shapes, infer_shapes
 from onnxnorm.passes.canonicalize.unused import remove_unused
+from onnxnorm.progress import report
 from onnxnorm.spec.record import DOMAIN
 
 
@@ -27,11 +28,13 @@ def clean(model: ir.Model, *, again: bool = False) -> None:
     """
     for key in [key for key in model.functions if key[0] == DOMAIN]:
         del model.functions[key]
+    report("types and shapes")
     (infer_missing_shapes if again else infer_shapes)(model)
     skip_identities(model)
     while fold_constants(model) or tell_joined_shapes(model):
         infer_shapes(model)  # a size that was computed tells the shapes behind it, and these may make more constants
         skip_identities(model)  # a constant that was computed may be a 1
+    report("constants")
     split_tensors(model)
     share_equal_weights(model)
     lift_constants(model)
