@@ -29,6 +29,8 @@ _KEEP_SHAPE = frozenset({"GroupNormalization", "SimplifiedLayerNormalization"})
 _UNKNOWN = "onnxnorm unknown shape"
 #: Initializers up to this size (shapes, axes) are shown to the inference, larger ones by type and shape only.
 _SMALL = 1024
+#: Constants of outer graphs up to so many elements are shown inside.
+_FEW = 16
 
 
 def infer_missing_shapes(model: ir.Model) -> None:
@@ -50,6 +52,7 @@ def infer_shapes(model: ir.Model) -> None:
         _show_as_identity(proto.graph, model.opset_imports.get("", 0))
         if expands_too_far(model):  # the inference goes into every call
             del proto.functions[:]
+        _show_constants_inside(proto.graph, {})
         show_contrib(proto)
         _forget_types_of_norms(proto.graph)
         if DOMAIN not in model.opset_imports:  # fused ops come before their bodies, and these bring the import
@@ -81,6 +84,27 @@ def _without_data(model: ir.Model) -> Iterator[None]:
     finally:
         for value, tensor in kept:
             value.const_value = tensor
+
+
+def _show_constants_inside(proto: onnx.GraphProto, outer: dict[str, onnx.TensorProto]) -> None:
+    """Puts copies of small constants of outer graphs, such as axes, where inner graphs read them: the inference does
+    not look for their numbers outside.
+    """
+    known = dict(outer)
+    for tensor in proto.initializer:
+        small = tensor.data_location != onnx.TensorProto.EXTERNAL and sum(tensor.dims) <= _FEW
+        known[tensor.name] = tensor if small else onnx.TensorProto()
+    for info in proto.input:
+        known.pop(info.name, None)
+    for node in proto.node:
+        for attribute in node.attribute:
+            for inner in _protos_of(attribute):
+                own = {name for item in inner.node for name in item.output} | {item.name for item in inner.initializer}
+                own |= {item.name for item in inner.input}
+                read = dict.fromkeys(name for item in inner.node for name in item.input)
+                shown = [known[name] for name in read if name in known and name not in own and known[name].name]
+                _show_constants_inside(inner, known)
+                inner.initializer.extend(shown)
 
 
 def _show_as_identity(proto: onnx.GraphProto, opset: int) -> None:

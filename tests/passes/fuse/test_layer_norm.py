@@ -166,6 +166,21 @@ def test_verified(lab: Any) -> None:
         assert lab.optimize(make(lab, spelled(*spelling)), verify=True).ops == [OP]
 
 
+def test_inside_a_branch(lab: Any) -> None:
+    """Its axes and numbers are constants of the outer graph."""
+    inner = spelled().replace("y = Add", "o = Add")
+    branches = f"then_branch = t () => (float[N,5,8] o) {{ {inner} }}"
+    branches += ", else_branch = e () => (float[N,5,8] i) { i = Neg (x) }"
+    given = {**arrays(lab), "eps": number(1e-3)}
+    used = {name: given[name] for name in ("last", "w", "b", "eps")}
+    model = lab.model(f"(float[N,5,8] x, bool c) => (float[N,5,8] y) {{ y = If (c) <{branches}> }}", 18, 10, **used)
+    outcome = lab.optimize(model)
+    bodies = {item.name: [node.op_type for node in item.g.node] for item in outcome.node("If").attribute}
+    assert bodies == {"then_branch": [OP], "else_branch": ["Neg"]}
+    for choice in (True, False):
+        lab.same(outcome, {"x": lab.array(*SHAPE), "c": np.array(choice)})
+
+
 def test_standard_operators(lab: Any) -> None:
     """LayerNormalization where there is one, and the model as it is where there is none."""
     model = make(lab, spelled(affine=2))
