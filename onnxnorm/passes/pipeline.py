@@ -15,6 +15,7 @@ from onnxnorm.errors import ModelError, UsageError
 from onnxnorm.model_file import load_model, save_model, uses_onnxnorm
 from onnxnorm.passes.canonicalize.clean import clean
 from onnxnorm.passes.canonicalize.functions import inline_functions, own_functions
+from onnxnorm.passes.canonicalize.identities import give_outputs
 from onnxnorm.passes.canonicalize.opset import can_have_opset, raise_opset
 from onnxnorm.passes.canonicalize.transposes import cancel_transposes, norms_with_channels_last
 from onnxnorm.passes.contrib import holds_contrib
@@ -66,6 +67,7 @@ from onnxnorm.passes.fuse.switchable_norm import FuseSwitchableNorm
 from onnxnorm.passes.fuse.threshold import FuseThreshold
 from onnxnorm.passes.fuse.transposed_layer_norm import FuseTransposedLayerNorm
 from onnxnorm.passes.interface import Interface
+from onnxnorm.passes.lower.affine_to_batch_normalization import LowerAffineToBatchNormalization
 from onnxnorm.passes.lower.bias_add import LowerBiasAdd
 from onnxnorm.passes.lower.bias_split_gelu import LowerBiasSplitGelu
 from onnxnorm.passes.lower.body_to_standard import LowerBodyToStandard
@@ -158,6 +160,8 @@ FOLD_FORWARD: tuple[type[Rule], ...] = (
     *FOLD_LINEAR,
     FoldAffineBehindLayer,  # again: a weight that two layers shared may have one reader by now
 )
+#: What no layer took, once all norms have their own scale and shift.
+LOWER_AFFINE: tuple[type[Rule], ...] = (LowerAffineToBatchNormalization,)
 #: The single standard operators first, primitive operators for the rest.
 LOWER_TO_STANDARD: tuple[type[Rule], ...] = (
     LowerSkipToStandard,
@@ -169,8 +173,8 @@ LOWER_TO_STANDARD: tuple[type[Rule], ...] = (
 
 #: What runs after canonicalization for each target, stage by stage.
 STAGES: dict[str, tuple[tuple[type[Rule], ...], ...]] = {
-    "onnxnorm": (CONTRIB, FOLD, FUSE, FUSE_SKIP, BETTER_AS_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
-    "standard": (CONTRIB, FOLD, FUSE_STANDARD, LOWER_TO_STANDARD, FOLD_LINEAR, FOLD_FORWARD),
+    "onnxnorm": (CONTRIB, FOLD, FUSE, FUSE_SKIP, BETTER_AS_STANDARD, FOLD_LINEAR, FOLD_FORWARD, LOWER_AFFINE),
+    "standard": (CONTRIB, FOLD, FUSE_STANDARD, LOWER_TO_STANDARD, FOLD_LINEAR, FOLD_FORWARD, LOWER_AFFINE),
 }
 
 
@@ -298,6 +302,7 @@ def _run(model: ir.Model, target: str, provider: str, disable: frozenset[str], v
         if (stage is CONTRIB and contrib) or (stage in (CONTRIB, FUSE) and norms_with_channels_last(model)):
             cancel_transposes(model)
     decisions = engine.account()
+    give_outputs(model)
     clean(model, again=True)
     if lowers_types:
         decisions = with_lowered(decisions, lower_unsupported_types(model))

@@ -1,14 +1,15 @@
 """Passes over Identity, and over what is one: Dropout in inference, a Cast or CastLike to the type that is there, a
 division by 1 (diffusers divides each residual sum by a factor that is 1) or a product with it.
 
-A node whose result is a graph output stays: the output's name is the user's.
+A node whose result is a graph output stays while rules are at work: the output's name is the user's. In the end what
+makes its input gives the output under that name (``give_outputs``).
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxnorm.passes.graph import all_graphs, attribute, is_op, rank_of, scalar_of, tensor_of
+from onnxnorm.passes.graph import all_graphs, attribute, is_op, rank_of, scalar_of, sole_consumer, tensor_of
 
 
 def skip_identities(model: ir.Model) -> None:
@@ -19,9 +20,35 @@ def skip_identities(model: ir.Model) -> None:
                 _forward(node.outputs[0], node.inputs[0])
 
 
+def give_outputs(model: ir.Model) -> None:
+    """What makes the input of an Identity in front of a graph output makes the output; the node has no readers then.
+
+    It stays where its input is given (an input of the graph, a constant, a value of an outer graph), has another reader
+    or is an output itself.
+    """
+    for graph, opset, _ in all_graphs(model):
+        for node in graph:
+            source = node.inputs[0] if node.inputs else None
+            maker = source.producer() if source is not None and sole_consumer(source) is node else None
+            made = maker is not None and maker.graph is graph and not is_op(maker, "Constant")
+            if source is not None and made and node.outputs[0].is_graph_output() and _is_identity(node, opset or 0):
+                _give(node.outputs[0], source, graph)
+
+
+def _give(output: ir.Value, source: ir.Value, graph: ir.Graph) -> None:
+    for index, value in enumerate(list(graph.outputs)):
+        if value is output:
+            graph.outputs[index] = source
+    name = output.name
+    _forward(output, source)
+    output.name, source.name = source.name, name
+
+
 def _passes_on(node: ir.Node, opset: int) -> bool:
-    if node.outputs[0].is_graph_output():
-        return False
+    return not node.outputs[0].is_graph_output() and _is_identity(node, opset)
+
+
+def _is_identity(node: ir.Node, opset: int) -> bool:
     if is_op(node, "Identity") or _keeps_type(node) or _by_one(node):
         return True
     if not is_op(node, "Dropout") or opset < 7:

@@ -2,8 +2,9 @@
 
 Input normalizations are such chains, however they are spelled: Sub and Div by constants of a channel, a feature or all,
 with the constant on either side (c - x, but not c / x), Mul, Add, Neg, BatchNormalization in inference, and among them
-operators that only move elements (``affine_layout``). A Cast between float types belongs to a chain that ends in the
-type in which it starts, when nothing in between is narrower: its roundings are those that a fold leaves out.
+operators that only move elements, or that take means over axes along which the map is the same (``affine_layout``). A
+Cast between float types belongs to a chain that ends in the type in which it starts, when nothing in between is
+narrower: its roundings are those that a fold leaves out.
 
 What a normalization with statistics of its own computes is left to the rules for it: a chain whose source is such an
 operator's output, or the product, quotient or difference of two tensors, is none (its scale and shift are gamma and
@@ -26,7 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxnorm.passes.fold.affine_layout import FloatArray, full_rank, is_layout, moved
+from onnxnorm.passes.fold import affine_pad
+from onnxnorm.passes.fold.affine_layout import FloatArray, carries, full_rank, is_mean, moved
 from onnxnorm.passes.fold.batch_norm import affine_of, check_private
 from onnxnorm.passes.graph import STANDARD, constant_tensor, is_norm, is_op, is_overridable, node_name, op_name
 from onnxnorm.passes.rule import Context, Refusal, constant_array
@@ -60,7 +62,10 @@ class Chain:
         nodes: from the first map to the node that feeds the layer.
         source: what the first map reads.
         map: all of it, over the layer's input.
-        before_layout: all of it over the source, where every map comes before the first operator that moves elements.
+        before_layout: all of it over the source, where every map comes before the first operator that moves elements,
+            and none takes means (behind which there is less to compute) or pads with another number than 0.
+        blocked: why the shift must stay in front; it is not in ``map`` then.
+        pad_values: what the Pads among the nodes add where the map comes behind them.
 
     """
 
@@ -68,6 +73,8 @@ class Chain:
     source: ir.Value
     map: Map
     before_layout: Map | None
+    blocked: str | None
+    pad_values: dict[ir.Node, float]
 
     @property
     def maps(self) -> list[ir.Node]:
@@ -91,7 +98,7 @@ def subject_of(maps: list[ir.Node]) -> ir.Node:
 
 def moves_only(node: ir.Node) -> bool:
     """Whether the node is on the way but no map."""
-    return is_layout(node) or is_op(node, "Cast")
+    return carries(node) or is_op(node, "Cast")
 
 
 def path_to(value: ir.Value | None, context: Context) -> list[ir.Node]:
@@ -107,14 +114,14 @@ def path_to(value: ir.Value | None, context: Context) -> list[ir.Node]:
             break
         nodes.insert(0, node)
         value = node.inputs[operand]
-    if _is_normalized(value):
+    if is_normalized(value):
         return []
-    while nodes and is_layout(nodes[0]):
+    while nodes and carries(nodes[0]):
         nodes.pop(0)
     return nodes if any(not moves_only(node) for node in nodes) else []
 
 
-def _is_normalized(value: ir.Value | None) -> bool:
+def is_normalized(value: ir.Value | None) -> bool:
     """Whether a normalization, or the last step of one that is spelled out, made the value."""
     node = None if value is None else value.producer()
     if node is None:
@@ -132,7 +139,7 @@ def chains(path: list[ir.Node], layer: ir.Node, context: Context) -> Iterator[Ch
     refusal: Refusal | None = None
     found = False
     for start, node in enumerate(path):
-        if is_layout(node) or all(map(moves_only, path[start:])):
+        if carries(node) or all(map(moves_only, path[start:])):
             continue
         try:
             chain = _chain(path[start:], layer, context)
@@ -157,7 +164,7 @@ def reads_input(value: ir.Value | None) -> bool:
 
 def _data_input(node: ir.Node, context: Context) -> int | None:
     """Which input carries the data, None where the node belongs to no chain."""
-    if is_layout(node) or is_op(node, "Neg"):
+    if carries(node) or is_op(node, "Neg"):
         return 0
     if is_op(node, "Cast"):
         return 0 if _is_float(node.inputs[0]) and _is_float(node.outputs[0]) else None
@@ -198,16 +205,42 @@ def _chain(nodes: list[ir.Node], layer: ir.Node, context: Context) -> Chain:
     whole = Map(np.ones(()), np.zeros(()))
     before: Map | None = whole
     in_place = True
+    blocked: str | None = None
+    values: dict[ir.Node, float] = {}
     for node in nodes:
-        if is_layout(node):
+        if affine_pad.is_pad(node):
             in_place = False
+            whole, stays, values[node] = _padded(whole, node, context)
+            before = before if affine_pad.repeats(node) or affine_pad.value_of(node, context) == 0.0 else None
+            blocked = blocked or stays
+        elif carries(node):
+            in_place = False
+            before = None if is_mean(node) else before
             whole = Map(moved(whole.scale, node, context), moved(whole.shift, node, context))
         elif not is_op(node, "Cast"):
             whole = whole.then(*_map_of(node, context))
             before = whole if in_place else None
     if not (np.isfinite(whole.scale).all() and np.isfinite(whole.shift).all()):
         raise Refusal("the map is not finite: it divides by zero or overflows")
-    return Chain(tuple(nodes), source, whole, before)
+    if blocked is not None and before is None:
+        raise Refusal(blocked)
+    return Chain(tuple(nodes), source, whole, before, blocked, values)
+
+
+def _padded(whole: Map, node: ir.Node, context: Context) -> tuple[Map, str | None, float]:
+    """(the map behind a Pad, why its shift cannot pass, what the Pad adds in front of the map)."""
+    value = affine_pad.value_of(node, context)
+    scale = affine_pad.behind(whole.scale, node, context)
+    shift = affine_pad.behind(whole.shift, node, context)
+    if affine_pad.repeats(node):
+        return Map(scale, shift), None, value
+    added = affine_pad.in_front(value, *np.broadcast_arrays(whole.scale, whole.shift))
+    if added is not None:
+        return Map(scale, shift), None, added
+    what = f"Pad {node_name(node)} adds {value:g} around what the shift reaches"
+    if value != 0.0:
+        raise Refusal(what)
+    return Map(scale, np.zeros(())), what, value
 
 
 def _check_casts(nodes: list[ir.Node], source: ir.Value) -> None:
@@ -216,9 +249,13 @@ def _check_casts(nodes: list[ir.Node], source: ir.Value) -> None:
     end = nodes[-1].outputs[0].dtype
     if not casts:
         return
-    allowed = {end, ir.DataType.DOUBLE} | ({ir.DataType.FLOAT} if end in _HALF else set())
-    if source.dtype != end or any(cast.outputs[0].dtype not in allowed for cast in casts):
+    if source.dtype != end or any(cast.outputs[0].dtype not in allowed_types(end) for cast in casts):
         raise Refusal("types change on the way", start=str(source.dtype), end=str(end))
+
+
+def allowed_types(end: ir.DataType | None) -> set[ir.DataType | None]:
+    """The types in which a chain that starts and ends in ``end`` may compute: none narrower."""
+    return {end, ir.DataType.DOUBLE} | ({ir.DataType.FLOAT} if end in _HALF else set())
 
 
 def _map_of(node: ir.Node, context: Context) -> tuple[FloatArray, FloatArray]:

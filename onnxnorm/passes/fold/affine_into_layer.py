@@ -29,7 +29,10 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.fold.affine import Chain, Map, chains, moves_only, path_to, subject_of
-from onnxnorm.passes.fold.affine_layout import FloatArray, again, full_rank, is_layout, shape_nodes
+from onnxnorm.passes.fold.affine_layout import FloatArray, again, carries, full_rank, shape_nodes
+from onnxnorm.passes.fold.affine_pad import is_pad, padded, value_of
+from onnxnorm.passes.fold.layout_chain import before as layout_before
+from onnxnorm.passes.fold.layout_chain import needed_by, reduced
 from onnxnorm.passes.graph import constant_tensor, is_op, is_overridable, node_name
 from onnxnorm.passes.large import exact, ones_like, together
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array
@@ -136,8 +139,12 @@ class FoldAffineIntoLayer(Rule):
         scale, shift = (_vector(each, axis, channels) for each in (chain.map.scale, chain.map.shift))
         kept: Map | None = None
         bias: FloatArray | None = None
-        if shift.any():
-            problem = self.shift_problem(layer, weight, chain, context) or self._too_large(layer, weight, scale, shift)
+        if shift.any() or chain.blocked is not None:
+            problem = (
+                chain.blocked
+                or self.shift_problem(layer, weight, chain, context)
+                or self._too_large(layer, weight, scale, shift)
+            )
             kept = _kept(chain, problem) if problem is not None else None
             bias = self.response(layer, weight, shift) if kept is None else None
         scaled = self.scaled(layer, weight, scale)
@@ -146,9 +153,12 @@ class FoldAffineIntoLayer(Rule):
         assert value is not None
         folded = context.constant(f"{value.name}_folded", scaled, dtype)
         front: list[ir.Node] = []
+        passed, way = _way(chain, kept, context)
+        source = passed[0].inputs[0] if passed else chain.source
+        assert source is not None
         try:
-            source = _front(front, chain, kept, dtype, layer, context)
-            new, replaced = self.build(layer, source, folded, bias, context)
+            value = _front(front, source, chain, way, kept, dtype, layer, context)
+            new, replaced = self.build(layer, value, folded, bias, context)
         except Refusal:
             forget(front)
             raise
@@ -156,13 +166,13 @@ class FoldAffineIntoLayer(Rule):
         return Replacement(
             [*front, *new],
             {last: new[-1].outputs[0]},
-            [*chain.nodes, *replaced],
+            [*needed_by(passed, chain.nodes[0]), *chain.nodes, *replaced],
             chain.subject(),
             into=node_name(layer),
             values={}
             if kept is None
             else {"the shift stays as Add": ", ".join(map(node_name, filter(_is_add, front)))},
-            before=_before(chain, replaced, context),
+            before=_before([*passed, *chain.nodes], replaced, context),
             tolerance=1e-7 if dtype == ir.DataType.DOUBLE else 1e-9,
         )
 
@@ -212,29 +222,51 @@ def forget(nodes: list[ir.Node]) -> None:
             node.replace_input_with(index, None)
 
 
-def _before(chain: Chain, replaced: list[ir.Node], context: Context) -> list[ir.Node]:
+def _before(nodes: list[ir.Node], replaced: list[ir.Node], context: Context) -> list[ir.Node]:
     """All that computes what is replaced: shapes that are computed, too."""
-    shapes = [item for node in chain.nodes if is_op(node, "Reshape") for item in shape_nodes(node, context)]
-    return [*dict.fromkeys(shapes), *chain.nodes, *replaced]
+    shapes = [item for node in nodes if is_op(node, "Reshape") for item in shape_nodes(node, context)]
+    return [*dict.fromkeys(shapes), *nodes, *replaced]
 
 
 def _is_add(node: ir.Node) -> bool:
     return is_op(node, "Add")
 
 
+def _way(chain: Chain, kept: Map | None, context: Context) -> tuple[list[ir.Node], list[ir.Node]]:
+    """(operators in front of the chain that go as well, those of the chain that stay): what moves nothing goes."""
+    stay = reduced([node for node in chain.nodes if carries(node)])
+    if kept is not None and kept is chain.before_layout:
+        return [], stay
+    front = layout_before(chain.source, context.graph)
+    for start in range(len(front)):
+        for end in range(1, len(stay) + 1):
+            if not reduced([*front[start:], *stay[:end]]):
+                return front[start:], stay[end:]
+    return [], stay
+
+
 def _front(
-    nodes: list[ir.Node], chain: Chain, kept: Map | None, dtype: ir.DataType, layer: ir.Node, context: Context
+    nodes: list[ir.Node],
+    source: ir.Value,
+    chain: Chain,
+    way: list[ir.Node],
+    kept: Map | None,
+    dtype: ir.DataType,
+    layer: ir.Node,
+    context: Context,
 ) -> ir.Value:
-    """The layer's input; ``nodes`` gets what makes it: the kept shift and the operators that move elements."""
-    value = chain.source
-    layout = [node for node in chain.nodes if is_layout(node) and not is_op(node, "Identity")]
+    """The layer's input; ``nodes`` gets what makes it: the kept shift and the operators on the way."""
+    value = source
     early = kept is not None and kept is chain.before_layout
     if kept is not None and early:
         nodes.append(_add(value, kept, dtype, layer, context))
         value = nodes[-1].outputs[0]
-    for old in layout:
-        new = again(old, value, context)
-        value = _typed(new, chain.source, old.outputs[0].shape)
+    for old in way:
+        if is_pad(old):
+            new = padded(old, value, value_of(old, context) if early else chain.pad_values[old], context)
+        else:
+            new = again(old, value, context)
+        value = _typed(new, source, old.outputs[0].shape)
         nodes.append(new)
     if kept is not None and not early:
         nodes.append(_add(value, kept, dtype, layer, context))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 RULE = "fold/affine-behind-layer"
 
@@ -162,15 +164,16 @@ def test_refuses_what_would_underflow(lab: Any) -> None:
              weight=lab.array(3, 4, 3, 2, low=1e-6, high=2e-6))  # fmt: skip
 
 
-def test_refuses_a_weight_that_another_layer_reads(lab: Any) -> None:
+def test_one_map_leaves_a_weight_that_another_layer_reads(lab: Any) -> None:
     text = (
-        "(float[N,4,6,5] x) => (float[A,B,C,D] y, float[E,F,G,H] z) { c = Conv (x, weight) d = Mul (c, s)"
-        " y = BatchNormalization (d, gamma, beta, mean, var) e = Relu (x) z = Conv (e, weight) }"
+        "(float[N,4,6,5] x) => (float[A,B,C,D] y, float[E,F,G,H] z) { c = Conv (x, weight) MAPS"
+        " e = Relu (x) z = Conv (e, weight) }"
     )
-    model = lab.model(text, weight=lab.array(3, 4, 3, 2), s=lab.array(3, 1, 1), **lab.batch_norm(3))
-    outcome = lab.optimize(model)
-    assert "another reader" in str(outcome.only)
-    assert outcome.ops.count("Mul") == 1
+    given = {"weight": lab.array(3, 4, 3, 2), "s": lab.array(3, 1, 1)}
+    assert lab.optimize(lab.model(text.replace("MAPS", "y = Mul (c, s)"), **given)).ops.count("Mul") == 1
+    model = lab.model(text.replace("MAPS", "d = Mul (c, s) y = Add (d, t)"), **given, t=lab.array(3, 1, 1, seed=4))
+    outcome = folds(lab, model, ["Conv", "Relu", "Conv"], x=lab.array(2, 4, 6, 5, seed=9))
+    assert any(item.name == "weight" for item in outcome.after.graph.initializer)
 
 
 def test_folds_when_the_other_reader_of_the_weight_has_its_own_by_then(lab: Any) -> None:
@@ -189,3 +192,118 @@ def test_refuses_a_weight_that_a_caller_may_override(lab: Any) -> None:
     )
     model = lab.model(text, weight=lab.array(3, 4, 3, 2), s=lab.array(3, 1, 1), **lab.batch_norm(3))
     assert "a caller may override" in str(lab.optimize(model).only)
+
+
+# --- operators that move elements -----------------------------------------------------------------------------------
+
+T = "Transpose"
+NORM = "BatchNormalization ({}, gamma, beta, mean, var)"
+
+
+def sequence(lab: Any, nodes: str, opset: int = 18, channels: int = 6, shape: str = "N,L,4", **arrays: Any) -> Any:
+    """``nodes`` make y from c, the output of a MatMul with 6 features; "norm(v)" is BatchNormalization of v."""
+    nodes = re.sub(r"norm\((\w+)\)", lambda found: NORM.format(found[1]), nodes)
+    text = f"(float[{shape}] x) => (float[] y) {{ c = MatMul (x, weight) {nodes} }}"
+    return lab.model(text, opset, weight=lab.array(4, 6, seed=3), **lab.batch_norm(channels), **arrays)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ops"),
+    [
+        ("t = Transpose <perm=[0,2,1]> (c) n = norm(t) y = Transpose <perm=[0,2,1]> (n)", []),
+        ("t = Transpose <perm=[0,2,1]> (c) y = norm(t)", ["Transpose"]),
+        ("a = Add (b, c) t = Transpose <perm=[0,2,1]> (a) n = norm(t) y = Relu (n)", ["Transpose", "Relu"]),
+        ("t = Reshape (c, rows) n = norm(t) y = Reshape (n, back)", []),
+        ("t = Reshape (c, rows) n = norm(t) r = Relu (n) y = Reshape (r, back)", ["Reshape", "Relu", "Reshape"]),
+        (
+            "t = Transpose <perm=[0,2,1]> (c) u = Unsqueeze (t, two) n = norm(u) s = Squeeze (n, two)"
+            " y = Transpose <perm=[0,2,1]> (s)",
+            [],
+        ),
+        ("t = Transpose <perm=[0,2,1]> (c) m = ReduceMean <keepdims=0> (t, two) y = norm(m)", [T, "ReduceMean"]),
+        ("t = Transpose <perm=[0,2,1]> (c) m = GlobalAveragePool (t) y = norm(m)", [T, "GlobalAveragePool"]),
+    ],
+)  # fmt: skip
+def test_moved_elements(lab: Any, nodes: str, ops: list[str]) -> None:
+    given = {
+        "rows": np.array([-1, 6]),
+        "back": np.array([-1, 5, 6]),
+        "two": np.array([2]),
+        "b": lab.array(6, seed=4),
+    }
+    shape = "N,5,4" if "back" in nodes else "N,L,4"
+    used = {name: value for name, value in given.items() if re.search(rf"\b{name}\b", nodes)}
+    model = sequence(lab, nodes, shape=shape, **used)
+    outcome = lab.optimize(model, verify=True, check=False)
+    assert outcome.ops == ["MatMul", "Add", *ops], outcome.result.explain()
+    assert (outcome.only.action.value, outcome.only.rule, outcome.only.op) == ("folded", RULE, "BatchNormalization")
+    lab.same(outcome, {"x": lab.array(2, 5, 4, seed=9)}, factor=64.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ("t = Reshape (c, mixed) y = norm(t)", "differs within a channel"),
+        ("t = Transpose <perm=[1,0,2]> (c) y = norm(t)", "differs along other axes"),
+        ("t = Transpose <perm=[0,2,1]> (c) m = ReduceMean (t, one) r = Expand (m, full) y = norm(r)", None),
+    ],
+)
+def test_other_axes_end_it(lab: Any, nodes: str, words: str | None) -> None:
+    given = {"mixed": np.array([2, 4, -1]), "one": np.array([1]), "full": np.array([2, 6, 6])}
+    used = {name: value for name, value in given.items() if name in nodes}
+    channels, shape = 4 if "mixed" in nodes else 6, "6,6,4" if "1,0,2" in nodes else "2,6,4"
+    model = sequence(lab, nodes, channels=channels, shape=shape, **used)
+    outcome = lab.optimize(model, check=False)
+    assert "BatchNormalization" in outcome.ops
+    assert words is None or words in str(outcome.only), str(outcome.only)
+
+
+def test_a_cast_to_a_wider_type_and_back(lab: Any) -> None:
+    maps = "d = Cast <to=1> (c) e = BatchNormalization (d, gamma, beta, mean, var) y = Cast <to=10> (e)"
+    model = build(lab, maps, kind="float16", **lab.batch_norm(3))
+    outcome = lab.optimize(model, verify=True)
+    assert outcome.ops == ["Conv"]
+    lab.same(outcome, {"x": lab.array(2, 4, 6, 5, dtype="float16", seed=9)}, eps=9.8e-4, factor=16.0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shift", "folded"), [("edge", 1, True), ("constant", 0, True), ("constant", 1, False)]
+)
+def test_padding(lab: Any, mode: str, shift: int, folded: bool) -> None:
+    arrays = {"s": lab.array(3, 1, 1, low=0.5, high=2), "t": shift * lab.array(3, 1, 1, seed=5)}
+    maps = f'd = Pad <mode="{mode}"> (c, around) e = Mul (d, s) y = Add (e, t)'
+    model = build(lab, maps, around=np.array([0, 0, 1, 0, 0, 0, 1, 2]), **arrays)
+    outcome = lab.optimize(model, verify=True)
+    left = ["Conv", "Pad"] if folded else ["Conv", "Pad", "Add"]
+    assert outcome.ops == left, outcome.result.explain()
+    lab.same(outcome, {"x": lab.array(2, 4, 6, 5, seed=9)}, factor=64.0)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_padding_with_another_number(lab: Any, shift: bool) -> None:
+    """The number becomes what the map makes of it."""
+    arrays = {"around": np.array([0, 0, 1, 0, 0, 0, 1, 2]), "v": np.float32(2), "s": np.float32(0.5)}
+    maps = "d = Pad (c, around, v) e = Mul (d, s) y = Add (e, t)" if shift else "d = Pad (c, around, v) y = Mul (d, s)"
+    model = build(lab, maps, **arrays, **({"t": np.float32(3)} if shift else {}))
+    outcome = folds(lab, model, ["Conv", "Pad"], x=lab.array(2, 4, 6, 5, seed=9))
+    assert any(
+        item.size == 1 and item == (4 if shift else 1)
+        for item in map(numpy_helper.to_array, outcome.after.graph.initializer)
+    )
+
+
+def test_the_scale_of_attention_is_left_alone(lab: Any) -> None:
+    text = (
+        "(float[N,L,8] x) => (float[] y) { a = MatMul (x, w) b = Reshape (a, heads) q = Transpose <perm=[0,2,1,3]> (b)"
+        " s = Mul (q, half) k = Relu (x) m = Reshape (k, heads) n = Transpose <perm=[0,2,3,1]> (m) y = MatMul (s, n) }"
+    )
+    arrays = {"w": lab.array(8, 8), "heads": np.array([0, 0, 2, 4]), "half": np.float32(0.5)}
+    assert "Mul" in lab.optimize(lab.model(text, **arrays), check=False).ops
+
+
+def test_a_stack_of_matrices(lab: Any) -> None:
+    text = "(float[N,3,4,5] x) => (float[] y) { c = MatMul (weight, x) d = Mul (c, s) y = Sub (d, t) }"
+    arrays = {"weight": lab.array(3, 6, 4), "s": lab.array(3, 6, 1, seed=1), "t": lab.array(6, 1, seed=2)}
+    outcome = lab.optimize(lab.model(text, **arrays), verify=True, check=False)
+    assert outcome.ops == ["MatMul", "Add"], outcome.result.explain()
+    lab.same(outcome, {"x": lab.array(2, 3, 4, 5, seed=9)}, factor=64.0)
