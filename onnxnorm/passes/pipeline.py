@@ -61,6 +61,7 @@ from onnxnorm.passes.fuse.positions_reshape import FusePositionsReshape
 from onnxnorm.passes.fuse.rms_norm import FuseRMSNorm
 from onnxnorm.passes.fuse.rms_norm_weight import FuseRMSNormWeight
 from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
+from onnxnorm.passes.fuse.rows_reshape import FuseRowsReshape
 from onnxnorm.passes.fuse.simplified_layer_normalization import FuseSimplifiedLayerNormalization
 from onnxnorm.passes.fuse.skip import FuseSkip
 from onnxnorm.passes.fuse.switchable_norm import FuseSwitchableNorm
@@ -129,6 +130,7 @@ FUSE: tuple[type[Rule], ...] = (
     FuseInstanceNormalization,
     FuseInstanceNormItems,
     FuseGroupNormReshape,
+    FuseRowsReshape,
     FuseLayerNormalization,
     FuseTransposedLayerNorm,
     FuseFilterResponseNorm,  # which says more of a product than the two behind it

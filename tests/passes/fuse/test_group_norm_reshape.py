@@ -173,6 +173,19 @@ def test_reshape_refuses_inner_graph_outputs(lab: Any) -> None:
     assert "a value in between is a graph output" in outcome.only.reason
 
 
+def test_layer_normalization_over_groups(lab: Any) -> None:
+    norm = "LayerNormalization <axis=2> (f, one40, zero40)"
+    nodes = f"f = Reshape (x, cut) n = {norm} k = Reshape (n, whole) {SCALED}"
+    flat = {"one40": np.ones(40, np.float32), "zero40": np.zeros(40, np.float32)}
+    outcome = becomes(lab, make(lab, nodes, **flat), [OP], "fuse/layer-normalization")
+    assert attributes(outcome, OP)["num_groups"] == 3
+    per_channel = {"one40": lab.array(2, low=1.0, high=2.0).repeat(20), "zero40": lab.array(2).repeat(20)}
+    becomes(lab, make(lab, nodes, **per_channel), [OP], "fuse/layer-normalization")
+    outcome = lab.optimize(make(lab, nodes, **{"one40": lab.array(40), "zero40": lab.array(40)}))
+    assert outcome.ops == ["Reshape", "LayerNorm", "Reshape", "Mul", "Add"]
+    lab.same(outcome, {"x": lab.array(3, 6, 4, 5)})
+
+
 # --- fuse/channel-affine --------------------------------------------------------------------------------------------
 
 
