@@ -12,6 +12,7 @@ from onnxnorm.norms import all_specs
 from onnxnorm.passes.contrib import CONTRIB
 from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.graph import all_graphs, count_uses, holds_initializers, is_norm, module_name, node_name, op_name
+from onnxnorm.passes.large import Room
 from onnxnorm.passes.lower.contrib_kernels import CPU_TYPES
 from onnxnorm.passes.names import Names
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
@@ -42,6 +43,7 @@ class Engine:
         self._reverted: set[tuple[str, ir.Node]] = set()
         self._almost: set[ir.Node] = set()
         self._names = Names.of(model)
+        self._room = Room()
 
     def run(self, rules: Sequence[Rule]) -> None:
         """Applies one stage's rules, in order at each node, until a sweep over all graphs changes nothing."""
@@ -53,7 +55,7 @@ class Engine:
             changed = False
             for graph, opset, in_function in list(all_graphs(self.model)):
                 initializers = holds_initializers(self.model, in_function)
-                context = Context(graph, opset, in_function, self._names, initializers)
+                context = Context(graph, opset, in_function, self._names, initializers, self._room)
                 changed |= self._sweep(context, table, follow=sweep > 0)
             if not changed:
                 return

@@ -44,6 +44,9 @@ NORM_OPERATORS = frozenset(
 )
 
 
+_OF_GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+
+
 def is_op(node: ir.Node | None, op_type: str) -> bool:
     """Whether the node is that operator of the standard domain."""
     return node is not None and node.op_type == op_type and node.domain in STANDARD
@@ -96,7 +99,8 @@ def subgraphs(root: ir.Graph) -> list[ir.Graph]:
         graph = waiting.pop()
         if graph is not root:
             found[graph] = None
-        inner = [part for node in graph for item in node.attributes.values() for part in graphs_of(item)]
+        holders = (item for node in graph for item in node.attributes.data.values() if item.type in _OF_GRAPHS)
+        inner = [part for item in holders for part in graphs_of(item)]
         waiting += [part for part in reversed(inner) if part not in found]
     return list(found)
 

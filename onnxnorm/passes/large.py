@@ -26,6 +26,8 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 LARGEST_SMALL = 1 << 23
 #: How many elements a piece has at most.
 _PIECE = 1 << 22
+#: Smaller arrays, in bytes, are not worth a file.
+_SMALLEST_SPILLED = 1 << 20
 
 
 class Exact:
@@ -154,6 +156,34 @@ def spilled(shape: tuple[int, ...], dtype: np.dtype[Any], pieces: Iterator[npt.N
         file.flush()
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return np.frombuffer(mapped, dtype).reshape(shape)
+
+
+class Room:
+    """What new weights may take of the memory; the rest goes into files, as ``spilled``.
+
+    Args:
+        limit: bytes for all of them together.
+
+    """
+
+    def __init__(self, limit: int = 1 << 27) -> None:
+        self._left = limit
+
+    def settle(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The array, or a copy of it in a file."""
+        if array.nbytes < _SMALLEST_SPILLED or array.dtype.hasobject or _is_mapped(array):
+            return array
+        if array.nbytes <= self._left:
+            self._left -= array.nbytes
+            return array
+        return spilled(array.shape, array.dtype, iter([array]))
+
+
+def _is_mapped(array: Any) -> bool:
+    """Whether the array is a view of a file."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array.obj if isinstance(array, memoryview) else array, mmap.mmap)
 
 
 def _folder(size: int) -> str | None:

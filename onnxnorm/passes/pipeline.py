@@ -67,6 +67,7 @@ from onnxnorm.passes.fuse.skip import FuseSkip
 from onnxnorm.passes.fuse.switchable_norm import FuseSwitchableNorm
 from onnxnorm.passes.fuse.threshold import FuseThreshold
 from onnxnorm.passes.fuse.transposed_layer_norm import FuseTransposedLayerNorm
+from onnxnorm.passes.garbage import uncollected
 from onnxnorm.passes.interface import Interface
 from onnxnorm.passes.lower.affine_to_batch_normalization import LowerAffineToBatchNormalization
 from onnxnorm.passes.lower.bias_add import LowerBiasAdd
@@ -234,10 +235,12 @@ def optimize(
     """
     check_options(target, provider, disable)
     register_schemas()
-    loaded = load_model(model)
+    with uncollected():
+        loaded = load_model(model)
     try:
         refuse_compiled(loaded.metadata_props)
-        return run_pipeline(loaded, target=target, provider=provider, disable=disable, verify=verify)
+        with uncollected():
+            return run_pipeline(loaded, target=target, provider=provider, disable=disable, verify=verify)
     except ModelError as error:
         if isinstance(model, str | os.PathLike):
             raise ModelError(f"{os.fspath(model)}: {error}") from None

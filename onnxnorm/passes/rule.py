@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.graph import is_overridable, node_name, op_name, tensor_of
-from onnxnorm.passes.large import Exact, spilled, together
+from onnxnorm.passes.large import Exact, Room, spilled, together
 from onnxnorm.passes.names import Names
 from onnxnorm.runtime.arrays import float_info, is_float
 
@@ -82,15 +82,25 @@ class Context:
         in_function: whether the graph is (part of) a model-local function.
         names: all names of the model; fresh ones are added.
         initializers: whether new constants become initializers; Constant nodes otherwise.
+        room: what new constants may take of the memory; as much as they like where it is left out.
 
     """
 
-    def __init__(self, graph: ir.Graph, opset: int | None, in_function: bool, names: Names, initializers: bool) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        opset: int | None,
+        in_function: bool,
+        names: Names,
+        initializers: bool,
+        room: Room | None = None,
+    ) -> None:
         self.graph = graph
         self.opset = opset or 0
         self.in_function = in_function
         self.initializers = initializers
         self._names = names
+        self._room = room
 
     def fresh_name(self, wish: str) -> str:
         """A name that no value or node of the model has, as near to ``wish`` as possible."""
@@ -112,6 +122,7 @@ class Context:
         array = rounded(known, dtype)
         if infinite:
             array = np.where(np.isinf(exact), exact.astype(array.dtype), array)
+        array = array if self._room is None else self._room.settle(array)
         value.const_value = ir.Tensor(array, dtype=dtype, name=name)
         value.meta["exact"] = exact
         return value

@@ -88,3 +88,18 @@ def test_overflow_and_underflow_in_a_piece() -> None:
         rounded(exact(array), ir.DataType.FLOAT16)
     with pytest.raises(Refusal, match="underflow float16"):
         check_underflow(exact(array * np.float32(1e-9)), ir.DataType.FLOAT16, 1)
+
+
+def test_new_weights_go_to_files_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "_SMALLEST_SPILLED", 100)
+    room = large.Room(limit=1000)
+    array = np.arange(100, dtype=np.float32)
+    assert room.settle(array) is array
+    assert room.settle(array[:20]) is not None
+    assert [room.settle(array) is array for _ in range(3)] == [True, False, False]
+    written = room.settle(array)
+    np.testing.assert_array_equal(written, array)
+    assert not written.flags.writeable
+    assert room.settle(written[10:].reshape(9, 10)).base is not None
+    assert large._is_mapped(written[10:])
+    assert not large._is_mapped(array[10:])

@@ -25,6 +25,7 @@ from onnxnorm.passes.graph import (
     is_op,
     sole_consumer,
 )
+from onnxnorm.passes.large import Room
 
 #: Tensors of more elements are large.
 _SMALL = 8192
@@ -32,7 +33,7 @@ _SMALL = 8192
 
 def fold_constants(model: ir.Model) -> bool:
     """Replaces nodes by what they compute, in every graph; whether there was one."""
-    chains, found = Chains(), False
+    chains, room, found = Chains(), Room(), False
     for graph, opset, in_function in all_graphs(model):
         as_initializer = holds_initializers(model, in_function)
         for node in list(graph):
@@ -41,9 +42,8 @@ def fold_constants(model: ir.Model) -> bool:
                 continue
             for old, result in zip(node.outputs, results, strict=True):
                 if old.uses():
-                    new = (
-                        _initializer(old, result, graph) if as_initializer else _constant_node(old, result, graph, node)
-                    )
+                    array = room.settle(result)
+                    new = _initializer(old, array, graph) if as_initializer else _constant_node(old, array, graph, node)
                     old.replace_all_uses_with(new)
             graph.remove(node, safe=True)
             found = True

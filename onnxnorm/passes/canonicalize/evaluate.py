@@ -31,6 +31,8 @@ _CASTS = frozenset(
 )
 #: Results of more elements than this, by broadcasting, are not made.
 _LARGEST_BROADCAST = 1 << 18
+#: Large arrays are looked at in parts of so many elements.
+_PART = 1 << 22
 
 
 def evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> Array | None:
@@ -105,7 +107,9 @@ def is_finite(array: Array) -> bool:
     """Whether no float in the array is infinite or NaN; integers and booleans always are."""
     if not is_float(array.dtype):
         return True
-    return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float64)).all())
+    whole = array.reshape(-1)
+    parts = (whole[start : start + _PART] for start in range(0, whole.size, _PART))
+    return all(np.isfinite(part if part.dtype.kind == "f" else part.astype(np.float64)).all() for part in parts)
 
 
 def _largest_of(inputs: Sequence[Array | None]) -> int:
@@ -242,7 +246,7 @@ def cast(x: Array, to: ir.DataType) -> Array | None:
         return None
     with np.errstate(all="ignore"):
         result = x.astype(to.numpy())
-    finite = not is_float(result.dtype) or np.isfinite(result.astype(np.float64)).all()
+    finite = is_finite(result)
     return result if finite else None
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES, Power, holds, read_power, without_casts
 from onnxnorm.passes.fuse.sizes import same_size
-from onnxnorm.passes.graph import constant_tensor, is_op, node_name, rank_of, sole_consumer
+from onnxnorm.passes.graph import constant_tensor, in_order, is_op, node_name, rank_of, sole_consumer
 from onnxnorm.passes.rule import Context, Refusal, Replacement
 from onnxnorm.spec.record import DOMAIN
 
@@ -202,11 +202,10 @@ def put(nodes: Sequence[ir.Node], matched: Iterable[ir.Node], shared: Iterable[i
     """
     gone = dict.fromkeys(node for node in matched if node is not root)
     gone[root] = None
-    order = {node: index for index, node in enumerate(root.graph or ())}
-    removed = sorted({*unread(shared, gone), *gone}, key=order.__getitem__)
+    removed = in_order([*unread(shared, gone), *gone])
     check_private_nodes(removed, root)
     result = Replacement(nodes, {root.outputs[0]: nodes[-1].outputs[0]}, removed, root, into=node_name(root))
-    result.before = sorted({*shared, *gone}, key=order.__getitem__)
+    result.before = in_order([*shared, *gone])
     result.tolerance = 1e-5  # epsilon and scalar factors are rounded: checked is the algebra
     return result
 
