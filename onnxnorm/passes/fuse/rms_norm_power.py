@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.canonicalize.size_entries import is_count
 from onnxnorm.passes.fuse.sizes import expanded_shape, same_sizes, shape_nodes, sole_reader
-from onnxnorm.passes.graph import attribute, is_op, scalar_of, tensor_of
+from onnxnorm.passes.graph import attribute, constant_tensor, is_op, scalar_of, tensor_of
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 #: Casts that change no value, and back: what each type holds exactly.
@@ -31,6 +31,8 @@ _HOLDS = {
 _LARGEST = float(np.finfo(np.float32).max)
 #: Longer chains of operators are not followed.
 _DEEPEST = 12
+#: Larger constants are not looked at.
+_MOST_EVEN = 1 << 16
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "GlobalAveragePool"})
 _MEANS = ("ReduceMean", "GlobalAveragePool")
 #: A problem of a power.
@@ -226,6 +228,22 @@ def _number(value: ir.Value | None, beside: ir.Value | None) -> float | None:
     return scalar_of(value, rank)
 
 
+def _even_number(value: ir.Value | None, beside: ir.Value | None) -> float | None:
+    """As ``_number``, also of a constant of equal numbers: an epsilon for each channel."""
+    number = _number(value, beside)
+    if number is not None:
+        return number
+    shape = [] if beside is None or beside.shape is None else list(beside.shape)
+    tensor = constant_tensor(value)
+    if tensor is None or tensor.size < 2 or tensor.size > _MOST_EVEN or tensor.dtype not in FLOAT_TYPES:
+        return None
+    sizes = list(tensor.shape)
+    if len(sizes) > len(shape) or any(a not in (1, b) for a, b in zip(reversed(sizes), reversed(shape), strict=False)):
+        return None
+    array = np.asarray(tensor.numpy()).astype(np.float64).reshape(-1)
+    return float(array[0]) if (array == array[0]).all() else None
+
+
 # --- the mean of squares ------------------------------------------------------------------------------------------
 
 
@@ -397,7 +415,7 @@ def _div(node: ir.Node, walk: PowerWalk) -> Power | None:
 
 def _add(node: ir.Node, walk: PowerWalk) -> Power | None:
     for value, other in (tuple(node.inputs), tuple(reversed(node.inputs))):
-        number = _number(other, value)
+        number = _even_number(other, value)
         inner = None if number is None else walk.read(value)
         if inner is not None and number is not None:
             return inner.plus(number)
@@ -430,7 +448,7 @@ def _max(node: ir.Node, walk: PowerWalk) -> Power | None:
 
 
 def _clamped(value: ir.Value | None, bound: ir.Value | None, walk: PowerWalk) -> Power | None:
-    number = _number(bound, value)
+    number = _even_number(bound, value)
     inner = None if number is None else walk.read(value)
     return None if inner is None or number is None else inner.at_least(number)
 

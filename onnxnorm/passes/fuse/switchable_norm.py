@@ -24,20 +24,18 @@ Refused:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.fuse.factors import addends_of, factors_of
-from onnxnorm.passes.fuse.moments import Polynomial, Reader, plus
+from onnxnorm.passes.fuse.blend import Blend, find_blend
+from onnxnorm.passes.fuse.moments import Polynomial, Reader
 from onnxnorm.passes.fuse.product import attribute_of_epsilon, check_graph, check_private_nodes, put
 from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES, holds
 from onnxnorm.passes.fuse.sizes import FloatArray, channel_vector
-from onnxnorm.passes.graph import constant_tensor, is_op, node_name, scalar_of
+from onnxnorm.passes.graph import node_name
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -45,63 +43,27 @@ from onnxnorm.spec.record import DOMAIN
 _SAME = 1e-6
 
 
-@dataclass(frozen=True)
-class _Blend:
-    """``weights * mean / sqrt(spread + epsilon)``, two polynomials in the moments of x.
-
-    Attributes:
-        reader: what was read.
-        mean: the numerator, x with a mean taken away.
-        spread: the variance.
-        epsilon: a number that is added to it.
-        weights: other factors, and those that it is divided by.
-        nodes: what computes it besides the reader's nodes, the root last.
-
-    """
-
-    reader: Reader
-    mean: Polynomial
-    spread: Polynomial
-    epsilon: float
-    weights: tuple[tuple[ir.Value, bool], ...]
-    nodes: tuple[ir.Node, ...]
-
-
 class FuseSwitchableNorm(Rule):
     """See the module."""
 
     recognizes: ClassVar[bool] = True
     id: ClassVar[str] = "fuse/switchable-norm"
-    operators: ClassVar[frozenset[str]] = frozenset({"Mul", "Div"})
+    operators: ClassVar[frozenset[str]] = frozenset({"Mul", "Div", "Add", "Sub"})
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
         """A tensor less a blend of means, divided by the root of a blend of variances."""
         if context.in_function or node.outputs[0].dtype not in FLOAT_TYPES:
             return None
-        if not (is_op(node, "Mul") or is_op(node, "Div")):
+        blend = find_blend(node, context.opset)
+        if blend is None:
             return None
-        factors = factors_of(node)
-        sides = [*((value, False) for value in factors.above), *((value, True) for value in factors.below)]
-        for divisor, below in sides:
-            root = _under_root(divisor, below)
-            if root is None:
-                continue
-            for centred, upside_down in sides:
-                if upside_down or centred is divisor or not _is_difference(centred):
-                    continue
-                weights = tuple(item for item in sides if item[0] not in (centred, divisor))
-                if any(value in node.inputs for value, _ in weights) and len(node.inputs) > 1:
-                    continue  # the other operand is the whole norm, and was asked
-                blend = _blend(centred, root, weights, (*factors.nodes[1:], node), context.opset)
-                if blend is not None:
-                    nodes = {str(index): item for index, item in enumerate([*blend.reader.nodes, *blend.nodes])}
-                    return Match(nodes, {"blend": blend})
-        return None
+        nodes = {str(index): item for index, item in enumerate(dict.fromkeys([*blend.reader.nodes, *blend.nodes]))}
+        return Match(nodes, {"blend": blend})
 
     def check(self, match: Match, context: Context) -> None:
         """Reasons 1, 5, 6 and 8 of the module."""
-        blend: _Blend = match.facts["blend"]
+        blend: Blend = match.facts["blend"]
         reader = blend.reader
         check_graph(match.nodes.values(), context)
         check_private_nodes(match.nodes.values(), self.subject(match), reader.shared)
@@ -118,7 +80,7 @@ class FuseSwitchableNorm(Rule):
 
     def rewrite(self, match: Match, context: Context) -> Replacement:
         """The onnxnorm op."""
-        blend: _Blend = match.facts["blend"]
+        blend: Blend = match.facts["blend"]
         reader, root = blend.reader, self.subject(match)
         x = reader.x
         channels = reader.channels
@@ -129,9 +91,12 @@ class FuseSwitchableNorm(Rule):
             exact = channel_vector(value, x, reader.channels_last, "weight")
             scale = scale / exact if below else scale * exact
         var_weights, running_var = _variance(reader, blend.spread, channels)
+        bias = np.zeros(channels)
+        if blend.bias is not None:
+            bias = channel_vector(blend.bias, x, reader.channels_last, "bias")
         parts = {
             "scale": scale,
-            "bias": np.zeros(channels),
+            "bias": bias,
             "mean_weight": mean_weights,
             "var_weight": var_weights,
             "running_mean": running_mean,
@@ -147,114 +112,6 @@ class FuseSwitchableNorm(Rule):
         new.outputs[0].dtype, new.outputs[0].shape = x.dtype, x.shape
         shared = [item for item in reader.shared if item.graph is root.graph]
         return put([new], match.nodes.values(), shared, root)
-
-
-# --- what it is ---------------------------------------------------------------------------------------------------
-
-
-def _under_root(value: ir.Value, below: bool) -> tuple[ir.Value, tuple[ir.Node, ...]] | None:
-    """What the value is the root of, or, above the line, the inverse root; with the nodes."""
-    node = value.producer()
-    if node is None or node.inputs[0] is None:
-        return None
-    if is_op(node, "Pow"):
-        exponent = scalar_of(node.inputs[1], 8)
-        return (node.inputs[0], (node,)) if exponent == (0.5 if below else -0.5) else None
-    if not is_op(node, "Sqrt"):
-        return None
-    inner = node.inputs[0].producer()
-    if below:
-        return node.inputs[0], (node,)
-    if inner is not None and is_op(inner, "Reciprocal") and inner.inputs[0] is not None:
-        return inner.inputs[0], (inner, node)
-    if (
-        inner is not None
-        and is_op(inner, "Div")
-        and scalar_of(inner.inputs[0], 0) == 1.0
-        and inner.inputs[1] is not None
-    ):
-        return inner.inputs[1], (inner, node)
-    return None
-
-
-def _is_difference(value: ir.Value) -> bool:
-    node = value.producer()
-    return node is not None and (is_op(node, "Sub") or is_op(node, "Add"))
-
-
-def _blend(
-    centred: ir.Value,
-    root: tuple[ir.Value, tuple[ir.Node, ...]],
-    weights: tuple[tuple[ir.Value, bool], ...],
-    nodes: tuple[ir.Node, ...],
-    opset: int,
-) -> _Blend | None:
-    """The two polynomials, where they blend statistics of a tensor that the centred value is made of."""
-    for x in _tensors(centred):
-        rank = len(x.shape or ())
-        for last in (False, True) if rank > 2 else (False,):
-            reader = Reader(x, last, opset)
-            whole = tuple(range(rank))
-            mean = reader.read(centred)
-            if rank < 2 or mean is None or mean.layout != whole:
-                continue
-            spread = _spread(reader, root[0])
-            if spread is None or not _is_blend(mean.terms, spread[0]):
-                continue
-            if Reader.aligned(spread[3], whole) != whole:
-                continue
-            joined = (*root[1], *spread[2], *nodes)
-            return _Blend(reader, mean.terms, spread[0], spread[1], weights, tuple(dict.fromkeys(joined)))
-    return None
-
-
-def _tensors(centred: ir.Value) -> Iterator[ir.Value]:
-    """What a mean may have been taken away from: the first operands of differences, the operands of sums."""
-    waiting, seen = [centred], 0
-    while waiting and seen < 12:
-        value, seen = waiting.pop(0), seen + 1
-        node = value.producer()
-        if node is not None and is_op(node, "Sub") and node.inputs[0] is not None:
-            waiting.append(node.inputs[0])
-        elif node is not None and is_op(node, "Add"):
-            waiting += [item for item in node.inputs if item is not None]
-        if value is not centred and value.shape is not None and constant_tensor(value) is None:
-            yield value
-
-
-def _spread(reader: Reader, value: ir.Value) -> tuple[Polynomial, float, list[ir.Node], tuple[int | None, ...]] | None:
-    """The variance, the numbers added to it, the Adds that do it, and the layout."""
-    node = value.producer()
-    addends, adds = addends_of(node) if node is not None and is_op(node, "Add") else ([value], [])
-    terms: Polynomial = {}
-    layout: tuple[int | None, ...] | None = ()
-    epsilon = 0.0
-    for addend in addends:
-        number = scalar_of(addend, reader.rank)
-        if number is not None:
-            epsilon += number
-            continue
-        part = reader.read(addend)
-        layout = None if part is None or layout is None else Reader.aligned(layout, part.layout)
-        if part is None or layout is None:
-            return None
-        terms = plus(terms, part.terms)
-    return None if layout is None else (terms, epsilon, adds, layout)
-
-
-def _is_blend(mean: Polynomial, spread: Polynomial) -> bool:
-    """Whether x was centred, and mean or variance is of more than one kind."""
-    centre = ("x",) if ("x",) in mean else ("m",)
-    kinds = [{_kind(letters) for letters in terms if letters != ("x",)} for terms in (mean, spread)]
-    if centre == ("m",):  # of rank 2: x itself is no mean
-        kinds[0].discard("instance")
-    return centre in mean and any(len(found) > 1 for found in kinds) and not any("x" in letters for letters in spread)
-
-
-def _kind(letters: tuple[str, ...]) -> str:
-    if not letters:
-        return "batch"
-    return "instance" if {"m", "v"} & set(letters) else "layer"
 
 
 # --- the op's parameters ------------------------------------------------------------------------------------------

@@ -35,9 +35,10 @@ MEANS = [
 ROOTS = [
     "v = Add (m, eps) r = Sqrt (v) n = Div (x, r)",
     "v = Add (eps, m) r = Sqrt (v) i = Reciprocal (r) n = Mul (i, x)",
-    "v = Add (m, eps) i = Pow (v, minus) n = Mul (x, i)",
+    "v = Add (m, epsilons) i = Pow (v, minus) n = Mul (x, i)",
     "v = Add (m, eps) r = Sqrt (v) i = Div (one, r) e = Expand (i, full) n = Mul (x, e)",
 ]
+EPSILONS = np.full((1, 6, 1, 1), 1e-3, np.float32)  # one for each channel, as a parameter that was not trained
 TAILS = [
     "p = Mul (n, w) s = Add (p, b) y = Max (s, t)",
     "p = Mul (w, n) s = Add (b, p) y = Max (t, s)",
@@ -49,7 +50,9 @@ TAILS = [
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_spelling(lab: Any, mean: str, root: str) -> None:
     tail = TAILS[(MEANS.index(mean) + ROOTS.index(root)) % 3]
-    model = build(lab, f"{mean} {root} {tail}", x="3,6,4,5", full=np.array([3, 6, 4, 5]), **AXES, **affine(lab))
+    model = build(
+        lab, f"{mean} {root} {tail}", x="3,6,4,5", full=np.array([3, 6, 4, 5]), epsilons=EPSILONS, **AXES, **affine(lab)
+    )
     outcome = becomes(lab, model, [OP], RULE)
     found = attributes(outcome, OP)
     assert found["epsilon"] == np.float32(1e-3)

@@ -39,6 +39,10 @@ TAILS = [
     "z = Sub (x, mean) e0 = Add (var, eps) r = Sqrt (e0) k = Div (z, r) f = Mul (w, k) y = Add (f, o)",
     "z = Sub (x, mean) e0 = Add (eps, var) r = Pow (e0, minus) k0 = Mul (r, w) k = Mul (z, k0) y = Add (k, o)",
     "z = Sub (x, mean) e = Add (eps, var) r = Sqrt (e) i = Reciprocal (r) k = Mul (z, i) f = Mul (k, w) y = Sub (f, o)",
+    "e = Add (eps, var) r = Sqrt (e) k = Div (w, r) kx = Mul (x, k) km = Mul (k, mean) "
+    "rest = Sub (o, km) y = Add (kx, rest)",
+    "e = Add (var, eps) r = Sqrt (e) k = Reciprocal (r) kx = Mul (k, x) km = Mul (mean, k) z = Sub (kx, km) "
+    "f = Mul (z, w) y = Add (f, o)",
 ]
 CORE = f"{INSTANCES[0]} {LAYERS[0]} {BLENDS[0]} {TAILS[0]}"
 
@@ -51,10 +55,10 @@ def weights(lab: Any, shape: tuple[int, ...] = (6, 1, 1), dtype: str = "float32"
     return made | {"w": lab.array(*shape, dtype=dtype, seed=2), "o": lab.array(*shape, dtype=dtype, seed=3)}
 
 
-@pytest.mark.parametrize("instance", range(3))
+@pytest.mark.parametrize(("instance", "tail"), [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)])
 @pytest.mark.parametrize("layer", range(2))
-def test_every_spelling(lab: Any, instance: int, layer: int) -> None:
-    nodes = f"{INSTANCES[instance]} {LAYERS[layer]} {BLENDS[layer]} {TAILS[instance]}"
+def test_every_spelling(lab: Any, instance: int, layer: int, tail: int) -> None:
+    nodes = f"{INSTANCES[instance]} {LAYERS[layer]} {BLENDS[layer]} {TAILS[tail]}"
     model = build(lab, nodes, x="3,6,4,5", **AXES, **weights(lab))
     outcome = becomes(lab, model, [OP], RULE)
     scale, bias, mean_weight, var_weight, mean, var = parameters(outcome, OP)
@@ -64,7 +68,7 @@ def test_every_spelling(lab: Any, instance: int, layer: int) -> None:
     np.testing.assert_allclose(mean * 0.3, given["rm"].reshape(-1), rtol=1e-6)
     np.testing.assert_allclose(var * 0.3, given["rv"].reshape(-1), rtol=1e-6)
     np.testing.assert_array_equal(scale, given["w"].reshape(-1))
-    np.testing.assert_array_equal(bias, given["o"].reshape(-1) * (-1 if instance == 2 else 1))
+    np.testing.assert_array_equal(bias, given["o"].reshape(-1) * (-1 if tail == 2 else 1))
     assert attributes(outcome, OP) == {"epsilon": np.float32(1e-3), "activation": b"none", "channels_last": 0}
 
 
