@@ -22,6 +22,7 @@ from onnxnorm.passes.contrib import holds_contrib
 from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.engine import Engine
 from onnxnorm.passes.fold.affine_behind_layer import FoldAffineBehindLayer
+from onnxnorm.passes.fold.affine_behind_quantized_layer import FoldAffineBehindQuantizedLayer
 from onnxnorm.passes.fold.affine_into_conv import FoldAffineIntoConv
 from onnxnorm.passes.fold.affine_into_conv_transpose import FoldAffineIntoConvTranspose
 from onnxnorm.passes.fold.affine_into_gemm import FoldAffineIntoGemm
@@ -115,6 +116,7 @@ FOLD: tuple[type[Rule], ...] = (
     FoldBatchNormIntoGemm,
     FoldBatchNormIntoMatMul,
     FoldAffineBehindLayer,
+    FoldAffineBehindQuantizedLayer,
     FoldConstantWeight,
     *BEFORE_NORM,
 )
@@ -288,8 +290,7 @@ def _changes_a_norm(result: Result) -> bool:
 
 def _run(model: ir.Model, target: str, provider: str, disable: frozenset[str], verify: bool) -> Result:
     """The pipeline on a model whose functions stay as they are; changes ``model``."""
-    left_out = disable | _beyond(model, target)
-    lowers_types = provider == "cpu" and UNSUPPORTED_TYPE not in left_out
+    lowers_types = provider == "cpu" and UNSUPPORTED_TYPE not in disable
     interface = Interface(model)
     contrib = holds_contrib(model) and (target == "standard" or provider == "cpu")
     if contrib:
@@ -299,6 +300,7 @@ def _run(model: ir.Model, target: str, provider: str, disable: frozenset[str], v
     check_form(model)
     clean(model)
     check_nodes(model)
+    left_out = disable | _beyond(model, target)
     if lowers_types:
         widen_statistics(model)
     engine = Engine(model, verify_replacement if verify else None)

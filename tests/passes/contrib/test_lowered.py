@@ -44,10 +44,10 @@ def test_nhwc_conv(kit: Any, attributes: dict[str, Any], dtype: str) -> None:
     kit.runs_right(outcome, feeds, [y], dtype)
 
 
-@pytest.mark.parametrize("opset", [11, 13, 16, 21])
+@pytest.mark.parametrize("opset", [6, 11, 13, 16, 21])
 def test_nhwc_conv_opsets(kit: Any, not_taken: Any, opset: int) -> None:
     model, feeds, y = conv(kit, opset=opset)
-    if opset < 13:
+    if opset < 7:
         not_taken(model, "lower/nhwc-conv", "from opset 15 on")
     else:
         kit.runs_right(kit.optimize(model, target="standard"), feeds, [y], "float32")
