@@ -2,12 +2,12 @@
 
 A normalization that is written out (frozen batch norm, batch renormalization, a mean-only or an L1 batch norm in
 evaluation, a layer scale) is a chain of Mul, Div, Add, Sub, Neg by constants of one value per channel, possibly with
-BatchNormalization among them, behind Conv, ConvTranspose, Gemm or MatMul with a constant factor. The chain is
-y = s[c] * x + t[c] in float64, rounded once into the weight and the bias. MatMul keeps one Add behind it where t is not
-zero. BatchNormalization alone right behind the layer is left to the rules of its own; the first Add behind MatMul is
-its bias and no map. Operators that move elements or take means may stand in between, as Transpose stands around the
-BatchNormalization of a sequence, and a Cast to a wider type whose counterpart follows; they stay behind the layer,
-unless they move nothing together.
+BatchNormalization among them, behind Conv, ConvTranspose, Gemm, MatMul with a constant factor or Gather of a table (an
+embedding). The chain is y = s[c] * x + t[c] in float64, rounded once into the weight and the bias. MatMul keeps one Add
+behind it where t is not zero. BatchNormalization alone right behind the layer is left to the rules of its own; the
+first Add behind MatMul is its bias and no map. Operators that move elements or take means may stand in between, as
+Transpose stands around the BatchNormalization of a sequence, and a Cast to a wider type whose counterpart follows; they
+stay behind the layer, unless they move nothing together.
 
 The chain ends, at the latest, before a node
     1. whose constant is a graph input that a caller may override, or is computed at run time;
@@ -17,12 +17,13 @@ The chain ends, at the latest, before a node
 Refused:
     4. BatchNormalization ends it, for one of these reasons, and nothing comes before.
     5. The layer's weight or bias is not constant, or is a graph input that a caller may override.
-    6. The weight has another reader, and would be stored twice for a single map that is no BatchNormalization.
+    6. The weight has another reader, and would be stored twice for a single map that is no BatchNormalization, or is
+       a table.
     7. The map is not finite, as a division by zero makes it.
     8. A folded weight or bias would overflow, underflow or not be finite in the layer's type.
 
-Left alone: one number behind operators that move elements and in front of a product of two tensors that are computed,
-which is how attention scales its queries.
+Left alone: a shift alone of what Gather reads; one number behind operators that move elements and in front of a product
+of two tensors that are computed, which is how attention scales its queries.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from onnxnorm.passes.fold.affine_into_layer import forget
 from onnxnorm.passes.fold.affine_layout import again, shape_nodes
 from onnxnorm.passes.fold.affine_pad import padded
 from onnxnorm.passes.fold.batch_norm import tolerance_of
-from onnxnorm.passes.fold.layer_output import OPERATORS, is_parameter, mapped, output_of, weight_input
+from onnxnorm.passes.fold.layer_output import WITH_TABLES, is_parameter, mapped, output_of, weight_input
 from onnxnorm.passes.graph import is_op, node_name, rank_of, sole_consumer
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array
 
@@ -48,7 +49,7 @@ class FoldAffineBehindLayer(Rule):
     """See the module."""
 
     id: ClassVar[str] = "fold/affine-behind-layer"
-    operators: ClassVar[frozenset[str]] = OPERATORS
+    operators: ClassVar[frozenset[str]] = WITH_TABLES
     action: ClassVar[Action] = Action.FOLDED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
@@ -83,7 +84,8 @@ class FoldAffineBehindLayer(Rule):
         weight = layer.inputs[weight_input(layer)]
         assert weight is not None
         constant_array(weight, f"{layer.op_type}'s weight")
-        if len(weight.uses()) > 1 and len(behind.maps) == 1 and not is_op(behind.maps[0], "BatchNormalization"):
+        single = len(behind.maps) == 1 and not is_op(behind.maps[0], "BatchNormalization")
+        if len(weight.uses()) > 1 and (single or is_op(layer, "Gather")):
             raise Refusal(f"{layer.op_type}'s weight has another reader and would be stored twice", weight=weight.name)
         if not (np.isfinite(behind.scale).all() and np.isfinite(behind.shift).all()):
             raise Refusal("the map is not finite: it divides by zero or overflows")
@@ -123,6 +125,8 @@ def _maps(layer: ir.Node, behind: Behind) -> list[ir.Node]:
     if is_op(layer, "MatMul") and maps and is_op(maps[0], "Add") and behind.nodes[0] is maps[0]:
         maps = maps[1:]
     weight = layer.inputs[weight_input(layer)]
+    if is_op(layer, "Gather"):
+        return maps if (behind.scale != 1.0).any() else []
     stack = is_op(layer, "MatMul") and weight is not None and rank_of(weight) != 2
     single = behind.nodes == behind.maps and all(is_op(node, "BatchNormalization") for node in maps)
     return [] if single and not stack else maps

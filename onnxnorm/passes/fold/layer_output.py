@@ -4,6 +4,7 @@
     Gemm                  columns where B is the weight, rows where A is
     MatMul                the last axis where the weight is on the right, the one before it where it is on the left;
                           each matrix of a stack has its own
+    Gather                of rows of a table: all axes of a row
 
 The channels are given as an array of their numbers that broadcasts over the output from the right, so that it can be
 followed through operators that move elements (``affine_layout.moved``).
@@ -29,7 +30,10 @@ from onnxnorm.passes.rule import Context, check_underflow, constant_array
 _LAYERS: dict[str, FoldBatchNormIntoLayer] = {
     rule.layer: rule for rule in (FoldBatchNormIntoConv(), FoldBatchNormIntoConvTranspose(), FoldBatchNormIntoGemm())
 }
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 OPERATORS = frozenset({*_LAYERS, "MatMul"})
+#: With those that read rows of a table.
+WITH_TABLES = frozenset({*OPERATORS, "Gather"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Output:
 
 def weight_input(layer: ir.Node) -> int:
     """Which input is the weight: the first of Gemm or MatMul where only that one is constant."""
+    if is_op(layer, "Gather"):
+        return 0
     if not (is_op(layer, "MatMul") or is_op(layer, "Gemm")):
         return 1
     return int(is_parameter(layer.inputs[1]) or not is_parameter(layer.inputs[0]))
@@ -60,14 +66,17 @@ def is_parameter(value: ir.Value | None) -> bool:
 
 def output_of(layer: ir.Node) -> Output | None:
     """What is known of the layer's output, None where it has no weight of a known shape."""
-    if not any(is_op(layer, name) for name in OPERATORS) or len(layer.inputs) < 2:
+    if not any(is_op(layer, name) for name in WITH_TABLES) or len(layer.inputs) < 2:
         return None
     side = weight_input(layer)
     weight = layer.inputs[side]
     shape = None if weight is None else weight.shape
-    if shape is None or not all(isinstance(size, int) and size > 0 for size in shape):
+    if weight is None or shape is None or not all(isinstance(size, int) and size > 0 for size in shape):
         return None
     sizes = [int(size) for size in shape if isinstance(size, int)]
+    if is_op(layer, "Gather"):
+        table = attribute(layer, "axis", 0) == 0 and is_parameter(weight) and weight.dtype in _FLOATS
+        return _along(int(np.prod(sizes[1:])), tuple(sizes[1:])) if table and sizes else None
     if is_op(layer, "MatMul"):
         return _matmul_output(layer, sizes, side)
     if is_op(layer, "Gemm"):
@@ -114,6 +123,11 @@ def mapped(layer: ir.Node, output: Output, scale: FloatArray, shift: FloatArray,
     assert value is not None
     array = constant_array(value, f"{layer.op_type}'s weight")
     weight, dtype = exact(array), ir.DataType.from_numpy(array.dtype)
+    if is_op(layer, "Gather"):
+        table = weight * scale.reshape(output.index.shape)
+        table = table + shift.reshape(output.index.shape) if shift.any() else table
+        folded = context.constant(f"{value.name}_folded", table, dtype)
+        return [ir.node("Gather", [folded, layer.inputs[1]], dict(layer.attributes), name=layer.name)]
     if is_op(layer, "MatMul"):
         scaled = weight * scale.reshape(output.index.shape)
         if scaled.ndim == 2:

@@ -307,3 +307,26 @@ def test_a_stack_of_matrices(lab: Any) -> None:
     outcome = lab.optimize(lab.model(text, **arrays), verify=True, check=False)
     assert outcome.ops == ["MatMul", "Add"], outcome.result.explain()
     lab.same(outcome, {"x": lab.array(2, 3, 4, 5, seed=9)}, factor=64.0)
+
+
+@pytest.mark.parametrize("maps", ["y = Mul (c, s)", "d = Div (c, two) e = Add (d, t) y = Neg (e)", "y = norm(c)"])
+def test_a_table(lab: Any, maps: str) -> None:
+    shape = "N" if "norm" in maps else "N,L"
+    maps = maps.replace("norm(c)", NORM.format("c"))
+    text = f"(int64[{shape}] i) => (float[] y) {{ c = Gather (table, i) {maps} }}"
+    given = {"s": lab.array(4, seed=3), "t": lab.array(1, 4, seed=4), "two": np.float32(2)}
+    used = {name: value for name, value in given.items() if f"{name})" in maps}
+    used |= lab.batch_norm(4) if "gamma" in maps else {}
+    outcome = lab.optimize(lab.model(text, table=lab.array(5, 4), **used), verify=True, check=False)
+    assert outcome.ops == ["Gather"], outcome.result.explain()
+    rows = np.array([[1, 4, 0], [2, 2, -1]])
+    lab.same(outcome, {"i": rows if "L" in shape else rows[0]})
+
+
+@pytest.mark.parametrize("nodes", ["c = Gather (table, i) y = Add (c, s)",
+                                   "c = Gather (table, i) d = Mul (c, s) y = MatMul (d, table)"])  # fmt: skip
+def test_a_table_stays(lab: Any, nodes: str) -> None:
+    """A shift alone, and a table that is read elsewhere."""
+    model = lab.model(f"(int64[N,L] i) => (float[] y) {{ {nodes} }}", table=lab.array(4, 4), s=lab.array(4, seed=3))
+    outcome = lab.optimize(model, check=False)
+    assert any(item.name == "table" for item in outcome.after.graph.initializer)
