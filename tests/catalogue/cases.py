@@ -174,7 +174,7 @@ def _rms_norm() -> list[Case]:
 
 def _switchable_norm() -> list[Case]:
     row, authors = "switchable-norm", hand.AuthorsStyleSwitchableNorm
-    image = (4, C, 5, 6)
+    image, leaves = (4, C, 5, 6), ("SwitchableNorm",)
     return [
         *_family(
             row, {**_three("SwitchableNorm"), "1d": lambda c: own.SwitchableNorm1d(c, using_in=True)},
@@ -183,11 +183,11 @@ def _switchable_norm() -> list[Case]:
         Case(row, "rank-2", alone(lambda: own.SwitchableNorm1d(C)), (4, C), "1d", trains="SwitchableNormTraining"),
         Case(row, "without-batch", alone(lambda: own.SwitchableNorm2d(C, using_bn=False)), image, "2d"),
         Case(row, "cumulative", alone(lambda: own.SwitchableNorm2d(C, momentum=None)), image, "2d"),
-        Case(row, "authors-2d", alone(lambda: authors(C)), image, "2d", types=True),
-        Case(row, "authors-1d", alone(lambda: authors(C, one_dimensional=True)), (4, C), "1d"),
-        Case(row, "authors-3d", alone(lambda: authors(C)), (4, C, 3, 4, 3), "3d"),
-        Case(row, "authors-average", alone(lambda: authors(C, using_moving_average=False)), image, "2d"),
-        Case(row, "authors-without-batch", alone(lambda: authors(C, using_bn=False)), image, "2d"),
+        Case(row, "authors-2d", alone(lambda: authors(C)), image, "2d", leaves, types=True),
+        Case(row, "authors-1d", alone(lambda: authors(C, one_dimensional=True)), (4, C), "1d", leaves),
+        Case(row, "authors-3d", alone(lambda: authors(C)), (4, C, 3, 4, 3), "3d", leaves),
+        Case(row, "authors-average", alone(lambda: authors(C, using_moving_average=False)), image, "2d", leaves),
+        Case(row, "authors-without-batch", alone(lambda: authors(C, using_bn=False)), image, "2d", leaves),
     ]  # fmt: skip
 
 
@@ -369,7 +369,15 @@ def _input_normalization() -> list[Case]:
 def _by_hand() -> list[Case]:
     image = (4, C, 5, 6)
     return [
-        Case("batch-instance-norm", "by-hand", alone(lambda: hand.HandBatchInstanceNorm(C)), image, "2d", types=True),
+        Case(
+            "batch-instance-norm",
+            "by-hand",
+            alone(lambda: hand.HandBatchInstanceNorm(C)),
+            image,
+            "2d",
+            ("BatchInstanceNorm",),
+            types=True,
+        ),
         Case("batch-renorm", "by-hand", alone(lambda: hand.HandBatchRenorm(C)), image, "2d", types=True),
         Case("mean-only-batch-norm", "by-hand", alone(lambda: hand.HandMeanOnlyBatchNorm(C)), image, "2d", types=True),
         Case("l1-batch-norm", "by-hand", alone(lambda: hand.HandL1BatchNorm(C)), image, "2d", types=True),

@@ -159,6 +159,14 @@ def test_refuses_an_overridable_parameter(lab: Any) -> None:
     refuses(lab, model, RULE, OP, "a caller may override its parameter rm")
 
 
+def test_refuses_an_unknown_number_of_channels(lab: Any) -> None:
+    given = weights(lab, ()) | {"b0": number(0.5), "h": number(0.7)}
+    nodes = CORE.replace("mean = Add (a3, rm)", "mean = Mul (a3, one)").replace(
+        "var = Add (rv, c3)", "var = Mul (c3, one)"
+    )
+    refuses(lab, build(lab, nodes, x="3,C,4,5", **AXES, **given), RULE, OP, "the number of channels is not known")
+
+
 def test_refuses_narrow_statistics(lab: Any) -> None:
     cast = f"m0 = ReduceMean (x, pos) m1 = Cast <to={CODES['float16']}> (m0) m = Cast <to=1> (m1)"
     model = build(lab, CORE.replace("m = ReduceMean (x, pos)", cast), x="3,6,4,5", **AXES, **weights(lab))
