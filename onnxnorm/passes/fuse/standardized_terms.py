@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxnorm.passes.fuse.mean import read_mean
 from onnxnorm.passes.fuse.product import same_shape
-from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES, Power, widening_casts, without_casts
+from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES, Power, given_axes, widening_casts, without_casts
 from onnxnorm.passes.fuse.variance import VarianceWalk, fits, read_centred
 from onnxnorm.passes.graph import is_op, scalar_of
 
@@ -92,33 +92,50 @@ class Expansion:
         self.axes = axes
         self._walk = walk
         self._rank = len(x.shape or ())
-        self._known: dict[ir.Value, Expanded] = {}
+        self._known: dict[tuple[ir.Value, bool], Expanded] = {}
 
-    def of(self, value: ir.Value, depth: int = 0) -> Expanded:
-        """The sum that the value is: of the value alone, where nothing is known of it."""
-        if value not in self._known:
-            found = self._read(value, depth)
+    def of(self, value: ir.Value, depth: int = 0, dropped: bool = False) -> Expanded:
+        """The sum that the value is: of the value alone, where nothing is known of it.
+
+        With ``dropped`` it stands where the axes of the statistics have been taken away.
+        """
+        if (value, dropped) not in self._known:
+            found = self._read(value, depth, dropped)
             if found is None or _is_of_others(found.terms):
                 found = Expanded([Term(others=((value, False),))])
-            self._known[value] = found
-        return self._known[value]
+            self._known[value, dropped] = found
+        return self._known[value, dropped]
 
-    def _read(self, value: ir.Value, depth: int) -> Expanded | None:
-        if without_casts(value) is self.x:
+    def _read(self, value: ir.Value, depth: int, dropped: bool) -> Expanded | None:
+        if without_casts(value) is self.x and not dropped:
             shared = dict.fromkeys(widening_casts(value))
             return Expanded([Term(x=1)], shared=shared, inputs={value: None})
-        number = scalar_of(value, self._rank)
+        number = scalar_of(value, self._rank - len(self.axes) if dropped else self._rank)
         if number is not None:
             return Expanded([Term(number)])
         node = value.producer()
         if node is None or value.dtype not in FLOAT_TYPES or depth > _DEEPEST or not is_op(node, node.op_type):
             return None
-        return self._mean(value) or self._power(value) or self._joined(node, depth + 1)
+        if is_op(node, "Unsqueeze") and not dropped:
+            found = self._mean(value, False) or self._power(value, False)
+            return found or self._put_back(node, depth + 1)
+        return self._mean(value, dropped) or self._power(value, dropped) or self._joined(node, depth + 1, dropped)
 
-    def _mean(self, value: ir.Value) -> Expanded | None:
+    def _put_back(self, node: ir.Node, depth: int) -> Expanded | None:
+        """Statistics that were joined without their axes, which an Unsqueeze puts back."""
+        if node.inputs[0] is None or given_axes(node, self._walk.opset, node.outputs[0]) != self.axes:
+            return None
+        inner = self.of(node.inputs[0], depth, True)
+        if any(term.others for term in inner.terms):
+            return None
+        return replace(inner, nodes={node: None, **inner.nodes})
+
+    def _mean(self, value: ir.Value, dropped: bool) -> Expanded | None:
         """The mean of x; and that of x less its mean, which is 0."""
         mean = read_mean(value, self._walk.opset)
-        if mean is None or mean.axes != self.axes or not fits(mean, self.x):
+        if mean is None or mean.axes != self.axes or mean.total:
+            return None
+        if not (mean.dropped if dropped else fits(mean, self.x)):
             return None
         found = Expanded([Term(mean.factor, mean=1)], dtypes=set(mean.dtypes))
         found.nodes.update(dict.fromkeys(mean.nodes))
@@ -133,9 +150,11 @@ class Expansion:
         found.shared.update(dict.fromkeys(centred.shared))
         return found
 
-    def _power(self, value: ir.Value) -> Expanded | None:
+    def _power(self, value: ir.Value, dropped: bool) -> Expanded | None:
         power = self._walk.variance(value)
-        if power is None or power.source is not self.x or power.axes != self.axes or not power.broadcasts:
+        if power is None or power.source is not self.x or power.axes != self.axes:
+            return None
+        if not (power.dropped if dropped else power.broadcasts):
             return None
         if any(not same_shape(shape, self.x.shape) for shape in power.expanded):
             return None
@@ -144,9 +163,9 @@ class Expansion:
         found.shared.update(dict.fromkeys(power.shared))
         return found
 
-    def _joined(self, node: ir.Node, depth: int) -> Expanded | None:
+    def _joined(self, node: ir.Node, depth: int, dropped: bool) -> Expanded | None:
         """Sums, products, quotients and casts."""
-        parts = [self.of(value, depth) for value in node.inputs if value is not None]
+        parts = [self.of(value, depth, dropped) for value in node.inputs if value is not None]
         terms = _terms(node, [part.terms for part in parts])
         if terms is None or len(terms) > _MOST_TERMS:
             return None

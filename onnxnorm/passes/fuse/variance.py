@@ -60,7 +60,7 @@ class VarianceWalk(PowerWalk):
 
     def start(self, node: ir.Node) -> Power | None:
         """A mean of squares, of what is centred where it is; or the mean of squares less the square of the mean."""
-        if is_op(node, "Sub"):
+        if is_op(node, "Sub") or is_op(node, "Add"):
             return _difference(node, self)
         found = super().start(node)
         if found is None or found.centred:
@@ -119,27 +119,27 @@ def fits(mean: Mean, whole: ir.Value) -> bool:
 
 
 def _difference(node: ir.Node, walk: PowerWalk) -> Power | None:
-    """``mean(x^2) - mean(x)^2``, also with the same factor before both."""
-    power = walk.read(node.inputs[0])
-    if power is None or power.centred or power.exponent != 1.0 or power.epsilon or power.floor or power.weights:
-        return None
-    squared = _square_of_mean(node.inputs[1], walk.opset)
-    if squared is None or power.total or power.problem is not None:
-        return None
-    mean, factor, nodes = squared
-    if mean.total or mean.source is not power.source or mean.axes != power.axes or mean.dropped != power.dropped:
-        return None
-    if not is_near(factor, power.factor, node.outputs[0].dtype, 3):
-        return None
-    return replace(
-        power,
-        centred=True,
-        raw=True,
-        nodes=(*power.nodes, *nodes, *mean.nodes),
-        shared=(*power.shared, *mean.shared),
-        expanded=(*power.expanded, *mean.expanded),
-        dtypes=power.dtypes | mean.dtypes,
-    )
+    """``mean(x^2) - mean(x)^2``, also with the same factor before both, or an epsilon there already."""
+    for first, second, sign in _sides(node)[: 2 if is_op(node, "Add") else 1]:
+        squared = _square_of_mean(second, walk.opset)
+        power = None if squared is None else walk.read(first)
+        if squared is None or power is None or power.centred or power.exponent != 1.0 or power.floor or power.weights:
+            continue
+        mean, factor, nodes = squared
+        if mean.total or mean.source is not power.source or mean.axes != power.axes or mean.dropped != power.dropped:
+            continue
+        if power.total or power.problem or not is_near(sign * factor, power.factor, node.outputs[0].dtype, 3):
+            continue
+        return replace(
+            power,
+            centred=True,
+            raw=True,
+            nodes=(*power.nodes, *nodes, *mean.nodes),
+            shared=(*power.shared, *mean.shared),
+            expanded=(*power.expanded, *mean.expanded),
+            dtypes=power.dtypes | mean.dtypes,
+        )
+    return None
 
 
 def _square_of_mean(
@@ -152,9 +152,9 @@ def _square_of_mean(
     first = node.inputs[0]
     rank = len(first.shape) if first.shape is not None else 0
     second = node.inputs[1] if len(node.inputs) > 1 else None
-    if is_op(node, "Cast"):
-        inner = _square_of_mean(first, opset, depth + 1)
-        return None if inner is None else (inner[0], inner[1], (node, *inner[2]))
+    if is_op(node, "Cast") or is_op(node, "Neg"):
+        inner, sign = _square_of_mean(first, opset, depth + 1), -1.0 if node.op_type == "Neg" else 1.0
+        return None if inner is None else (inner[0], sign * inner[1], (node, *inner[2]))
     if is_op(node, "Pow") and scalar_of(second, rank) == 2.0:
         mean = read_mean(first, opset)
         return None if mean is None else (mean, mean.factor**2, (node,))

@@ -143,6 +143,32 @@ def test_without_epsilon(lab: Any) -> None:
     becomes(lab, make(lab, nodes), [OP], RULE, SHAPE, x=lab.array(*SHAPE, seed=9))
 
 
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Neg (u) v = Add (e, a) p = Add (v, eps) z = Sqrt (p) c = Sub (x, m) n = Div (c, z) y = Mul (n, w)",
+        "a = Add (e, eps) p = Sub (a, u) z = Sqrt (p) c = Sub (x, m) g = Mul (c, w) y = Div (g, z)",
+        "v = Sub (e, u) p = Add (v, eps) z = Sqrt (p) xz = Div (x, z) mz = Div (m, z) n = Sub (xz, mz) y = Mul (n, w)",
+    ],
+)
+def test_differences_of_squares(lab: Any, nodes: str) -> None:
+    head = "m = ReduceMean (x, last) q = Mul (x, x) e = ReduceMean (q, last) u = Mul (m, m)"
+    becomes(lab, make(lab, f"{head} {nodes}"), [OP], RULE, SHAPE)
+
+
+def test_statistics_that_are_joined_without_their_axes(lab: Any) -> None:
+    nodes = (
+        "m = ReduceMean <keepdims=0> (x, last) q = Mul (x, x) e = ReduceMean <keepdims=0> (q, last) u = Mul (m, m)"
+        " v = Sub (e, u) p = Add (v, eps) z = Sqrt (p) r = Reciprocal (z) t = Mul (m, r) tu = Unsqueeze (t, last)"
+        " ru = Unsqueeze (r, last) xr = Mul (x, ru) n = Sub (xr, tu) f = Mul (n, w) y = Add (f, b)"
+    )
+    becomes(lab, make(lab, nodes), [OP], RULE, SHAPE)
+    crossed = nodes.replace("tu = Unsqueeze (t, last)", "tu = Unsqueeze (t, first)")
+    outcome = lab.optimize(make(lab, crossed, x="8,8,8", first=np.array([1])))
+    assert OP not in outcome.ops
+    lab.same(outcome, {"x": lab.array(8, 8, 8)})
+
+
 def test_the_mean_less_x(lab: Any) -> None:
     outcome = becomes(lab, make(lab, spelled().replace("Sub (x, m)", "Sub (m, x)")), [OP], RULE, SHAPE)
     np.testing.assert_array_equal(parameters(outcome, OP)[0], -arrays(lab)["w"])
