@@ -65,6 +65,7 @@ from onnxnorm.passes.fuse.rms_normalization import FuseRMSNormalization
 from onnxnorm.passes.fuse.rows_reshape import FuseRowsReshape
 from onnxnorm.passes.fuse.simplified_layer_normalization import FuseSimplifiedLayerNormalization
 from onnxnorm.passes.fuse.skip import FuseSkip
+from onnxnorm.passes.fuse.skip_reshape import FuseSkipReshape
 from onnxnorm.passes.fuse.switchable_norm import FuseSwitchableNorm
 from onnxnorm.passes.fuse.threshold import FuseThreshold
 from onnxnorm.passes.fuse.transposed_layer_norm import FuseTransposedLayerNorm
@@ -151,7 +152,7 @@ FUSE: tuple[type[Rule], ...] = (
     FuseActivation,
 )
 #: Once the norms have their activations, which tell what they are lowered to.
-FUSE_SKIP: tuple[type[Rule], ...] = (FuseSkip,)
+FUSE_SKIP: tuple[type[Rule], ...] = (FuseSkip, FuseSkipReshape)
 #: What is better off as a standard operator, also where onnxnorm has an op.
 BETTER_AS_STANDARD: tuple[type[Rule], ...] = (LowerLayerNormToStandard,)
 #: Products of two constant matrices become one, before a shift in front of them goes into a bias between them.

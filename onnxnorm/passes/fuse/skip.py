@@ -45,7 +45,7 @@ class FuseSkip(ChoosingRule):
         """A norm whose input is the sum of two tensors that are both computed."""
         if node.domain != DOMAIN or node.op_type not in NORMS or node.inputs[0] is None:
             return None
-        add = _residual_addition(node.inputs[0])
+        add = residual_addition(node.inputs[0])
         return Match({"add": add, "norm": node}) if add is not None else None
 
     def check(self, match: Match, context: Context) -> None:
@@ -65,8 +65,8 @@ class FuseSkip(ChoosingRule):
         if self._becomes_standard(norm, context):
             operator = STANDARD[norm.op_type].operator
             raise Refusal(f"ONNX Runtime fuses the addition into {operator} itself", provider=self.provider)
-        x = norm.inputs[0]
-        if x is None or x.dtype is None or not convolution_adds(x, self.provider):
+        x = add.outputs[0]
+        if x.dtype is None or not convolution_adds(x, self.provider):
             return
         for value in add.inputs:
             source = value.producer() if value is not None else None
@@ -94,7 +94,7 @@ class FuseSkip(ChoosingRule):
         return Replacement([new], outputs, [norm, add], norm, into=node_name(norm), before=[add, norm])
 
 
-def _residual_addition(x: ir.Value) -> ir.Node | None:
+def residual_addition(x: ir.Value) -> ir.Node | None:
     """The addition of two tensors that makes ``x``, None where there is none; a constant is no residual."""
     add = x.producer()
     if add is None or not is_op(add, "Add") or any(constant_tensor(value) is not None for value in add.inputs):
