@@ -57,6 +57,7 @@ from onnxnorm.passes.fuse.instance_normalization import FuseInstanceNormalizatio
 from onnxnorm.passes.fuse.l2_norm import FuseL2Norm
 from onnxnorm.passes.fuse.layer_norm import FuseLayerNorm
 from onnxnorm.passes.fuse.layer_normalization import FuseLayerNormalization
+from onnxnorm.passes.fuse.lp_normalization import FuseLpNormalization
 from onnxnorm.passes.fuse.norm_cast import FuseNormCast
 from onnxnorm.passes.fuse.positions_reshape import FusePositionsReshape
 from onnxnorm.passes.fuse.rms_norm import FuseRMSNorm
@@ -131,6 +132,7 @@ FUSE: tuple[type[Rule], ...] = (
     FuseLayerNorm,
     FuseGroupNormalization,
     FuseRMSNormalization,
+    FuseLpNormalization,
     FuseInstanceNormalization,
     FuseInstanceNormItems,
     FuseGroupNormReshape,
