@@ -147,6 +147,7 @@ class Engine:
             values={**earlier.values, **replacement.values},
         )
         self._made_by.update((node, index) for node in replacement.nodes if is_norm(node))
+        self._made_by[subject] = index  # which is still there where several layers take it, one after the other
 
     def _apply(self, rule: Rule, match: Match, replacement: Replacement, context: Context) -> None:
         self._decide(rule, replacement)

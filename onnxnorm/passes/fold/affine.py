@@ -12,7 +12,8 @@ beta, which the norm's own kernel applies at no cost).
 
 A chain is used from the node that is farthest from the layer and still legal; refused, for every node of it:
     1. Its constant is a graph input that a caller may override.
-    2. Its output has another reader, is a graph output, or it stands in another graph than the layer.
+    2. Its output has another reader (the last one's: that is no layer), is a graph output, or it stands in another
+       graph than the layer.
     3. Its constant may enlarge the tensor: by ONNX's broadcasting from the right it has more axes, or a size where the
        tensor has 1 or a size that is not known.
     4. What it computes cannot be followed through the operators behind it (see ``affine_layout``).
@@ -21,6 +22,7 @@ A chain is used from the node that is farthest from the layer and still legal; r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,6 +37,8 @@ from onnxnorm.passes.rule import Context, Refusal, constant_array
 from onnxnorm.runtime.arrays import is_float
 
 _ELEMENTWISE = ("Add", "Div", "Mul", "Sub")
+#: What takes a chain in front of it.
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 #: From this opset on the operators broadcast as NumPy does.
@@ -66,6 +70,7 @@ class Chain:
             and none takes means (behind which there is less to compute) or pads with another number than 0.
         blocked: why the shift must stay in front; it is not in ``map`` then.
         pad_values: what the Pads among the nodes add where the map comes behind them.
+        others: layers besides the one that was asked for that read the result.
 
     """
 
@@ -75,6 +80,7 @@ class Chain:
     before_layout: Map | None
     blocked: str | None
     pad_values: dict[ir.Node, float]
+    others: tuple[ir.Node, ...]
 
     @property
     def maps(self) -> list[ir.Node]:
@@ -195,8 +201,11 @@ def _is_parameter(value: ir.Value | None) -> bool:
 
 
 def _chain(nodes: list[ir.Node], layer: ir.Node, context: Context) -> Chain:
-    for node, reader in zip(nodes, [*nodes[1:], layer], strict=True):
+    for node, reader in itertools.pairwise(nodes):
         check_private(node.outputs[0], reader, context)
+    others = _other_layers(nodes[-1].outputs[0], layer)
+    if not others:
+        check_private(nodes[-1].outputs[0], layer, context)
     operand = _data_input(nodes[0], context)
     assert operand is not None
     source = nodes[0].inputs[operand]
@@ -224,7 +233,18 @@ def _chain(nodes: list[ir.Node], layer: ir.Node, context: Context) -> Chain:
         raise Refusal("the map is not finite: it divides by zero or overflows")
     if blocked is not None and before is None:
         raise Refusal(blocked)
-    return Chain(tuple(nodes), source, whole, before, blocked, values)
+    return Chain(tuple(nodes), source, whole, before, blocked, values, others)
+
+
+def _other_layers(value: ir.Value, layer: ir.Node) -> tuple[ir.Node, ...]:
+    """The other readers of the value where all of them are layers of the same graph, which the value belongs to."""
+    readers = list(dict.fromkeys(use.node for use in value.uses()))
+    producer = value.producer()
+    here = producer is not None and all(reader.graph is producer.graph for reader in readers)
+    known = all(any(is_op(reader, name) for name in LAYERS) for reader in readers)
+    if value.is_graph_output() or not here or not known or len(readers) != len(value.uses()):
+        return ()
+    return tuple(reader for reader in readers if reader is not layer)
 
 
 def _padded(whole: Map, node: ir.Node, context: Context) -> tuple[Map, str | None, float]:

@@ -5,6 +5,8 @@ the shift b, which adds the same to every position, into its bias. Where the shi
 in front, if that is less than there was: a * x + b = a * (x + b / a), and the layer takes a. That is exact under zero
 padding too, where the shift of the border is missing from the bias.
 
+Where several layers read what the chain makes, each takes it if all of them do, so that nothing of it is left.
+
 Refused, for every layer:
     1. No chain is legal, see ``onnxnorm.passes.fold.affine``.
     2. The layer's weight is a graph input that a caller may override. (A weight that is computed is no match.)
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,13 +36,23 @@ from onnxnorm.passes.fold.affine_layout import FloatArray, again, carries, full_
 from onnxnorm.passes.fold.affine_pad import is_pad, padded, value_of
 from onnxnorm.passes.fold.layout_chain import before as layout_before
 from onnxnorm.passes.fold.layout_chain import needed_by, reduced
-from onnxnorm.passes.graph import constant_tensor, is_op, is_overridable, node_name
+from onnxnorm.passes.graph import constant_tensor, is_op, is_overridable, node_name, op_name
 from onnxnorm.passes.large import exact, ones_like, together
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array
 from onnxnorm.runtime.arrays import float_info
 
 #: How many times a folded shift may magnify the rounding of a layer's result.
 LARGEST_SHIFT = 16.0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A layer's new weight and its type, what comes on top of its bias, and the map whose shift stays in front."""
+
+    weight: Any
+    dtype: ir.DataType
+    bias: FloatArray | None
+    kept: Map | None
 
 
 class FoldAffineIntoLayer(Rule):
@@ -130,9 +143,40 @@ class FoldAffineIntoLayer(Rule):
         return made and is_op(node, "Add")
 
     def _fold(self, layer: ir.Node, chain: Chain, context: Context) -> Replacement:
-        data = self.data_input(layer)
-        value = layer.inputs[1 - data]
-        array = constant_array(value, f"{self.layer}'s weight")
+        plan = self._plan(layer, chain, context)
+        for other in chain.others:
+            _check_other(other, chain, context)
+        value = layer.inputs[1 - self.data_input(layer)]
+        assert value is not None
+        folded = context.constant(f"{value.name}_folded", plan.weight, plan.dtype)
+        front: list[ir.Node] = []
+        passed, way = _way(chain, plan.kept, context)
+        source = passed[0].inputs[0] if passed else chain.source
+        assert source is not None
+        try:
+            data = _front(front, source, chain, way, plan.kept, plan.dtype, layer, context)
+            new, replaced = self.build(layer, data, folded, plan.bias, context)
+        except Refusal:
+            forget(front)
+            raise
+        last = replaced[-1].outputs[0]
+        gone = [] if chain.others else [*needed_by(passed, chain.nodes[0]), *chain.nodes]
+        return Replacement(
+            [*front, *new],
+            {last: new[-1].outputs[0]},
+            [*gone, *replaced],
+            chain.subject(),
+            into=node_name(layer),
+            values={}
+            if plan.kept is None
+            else {"the shift stays as Add": ", ".join(map(node_name, filter(_is_add, front)))},
+            before=_before([*passed, *chain.nodes], replaced, context),
+            tolerance=1e-7 if plan.dtype == ir.DataType.DOUBLE else 1e-9,
+        )
+
+    def _plan(self, layer: ir.Node, chain: Chain, context: Context) -> _Plan:
+        """What the layer becomes; Refusal where it cannot take the chain."""
+        array = constant_array(layer.inputs[1 - self.data_input(layer)], f"{self.layer}'s weight")
         dtype = ir.DataType.from_numpy(array.dtype)
         weight = exact(array)
         axis, channels = self.data_axis(layer, weight), self.channels(layer, weight)
@@ -140,41 +184,20 @@ class FoldAffineIntoLayer(Rule):
         kept: Map | None = None
         bias: FloatArray | None = None
         if shift.any() or chain.blocked is not None:
-            problem = (
-                chain.blocked
-                or self.shift_problem(layer, weight, chain, context)
-                or self._too_large(layer, weight, scale, shift)
-            )
+            problem = chain.blocked or self.shift_problem(layer, weight, chain, context)
+            problem = problem or self._too_large(layer, weight, scale, shift)
             kept = _kept(chain, problem) if problem is not None else None
             bias = self.response(layer, weight, shift) if kept is None else None
         scaled = self.scaled(layer, weight, scale)
         factor = self.scaled(layer, ones_like(weight), scale)
         check_scaled(weight, scaled, factor, dtype, self.output_axis(layer, weight))
-        assert value is not None
-        folded = context.constant(f"{value.name}_folded", scaled, dtype)
-        front: list[ir.Node] = []
-        passed, way = _way(chain, kept, context)
-        source = passed[0].inputs[0] if passed else chain.source
-        assert source is not None
-        try:
-            value = _front(front, source, chain, way, kept, dtype, layer, context)
-            new, replaced = self.build(layer, value, folded, bias, context)
-        except Refusal:
-            forget(front)
-            raise
-        last = replaced[-1].outputs[0]
-        return Replacement(
-            [*front, *new],
-            {last: new[-1].outputs[0]},
-            [*needed_by(passed, chain.nodes[0]), *chain.nodes, *replaced],
-            chain.subject(),
-            into=node_name(layer),
-            values={}
-            if kept is None
-            else {"the shift stays as Add": ", ".join(map(node_name, filter(_is_add, front)))},
-            before=_before([*passed, *chain.nodes], replaced, context),
-            tolerance=1e-7 if dtype == ir.DataType.DOUBLE else 1e-9,
-        )
+        return _Plan(scaled, dtype, bias, kept)
+
+    def check_whole(self, layer: ir.Node, chain: Chain, context: Context) -> None:
+        """Refusal unless the layer takes the chain and leaves nothing of it."""
+        self.check(Match({"layer": layer}), context)
+        if self._plan(layer, chain, context).kept is not None:
+            raise Refusal(f"of its readers {layer.op_type} {node_name(layer)} would leave the shift in front")
 
     def _too_large(self, layer: ir.Node, weight: FloatArray, scale: FloatArray, shift: FloatArray) -> str | None:
         """Reason 5's last case."""
@@ -187,6 +210,14 @@ class FoldAffineIntoLayer(Rule):
         if times <= LARGEST_SHIFT:
             return None
         return f"the shift is large against the data: in the bias it would magnify rounding {times:.3g} times"
+
+
+def _check_other(layer: ir.Node, chain: Chain, context: Context) -> None:
+    """Refusal unless another reader of the chain is a layer that takes all of it as well."""
+    rule = next((each() for each in FoldAffineIntoLayer.__subclasses__() if is_op(layer, each.layer)), None)
+    if rule is None or layer.inputs[rule.data_input(layer)] is not chain.nodes[-1].outputs[0]:
+        raise Refusal(f"its result is read by {op_name(layer)} {node_name(layer)} as well", reader=node_name(layer))
+    rule.check_whole(layer, chain, context)
 
 
 def _vector(array: FloatArray, axis: int, channels: int) -> FloatArray:

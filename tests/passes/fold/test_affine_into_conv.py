@@ -308,3 +308,49 @@ def test_a_norm_keeps_its_scale_and_shift(lab: Any) -> None:
     )
     outcome = lab.optimize(lab.model(text, weight=lab.array(3, 4, 3, 2), s=lab.array(4, 1, 1)))
     assert outcome.ops == ["Mul", "Mul", "Conv"]
+
+
+# --- several layers -------------------------------------------------------------------------------------------------
+
+
+def two_readers(lab: Any, second: str, **arrays: Any) -> Any:
+    """BatchNormalization that a Conv reads and what ``second`` makes z of."""
+    text = (
+        "(float[N,4,6,5] x) => (float[] y, float[] z) { m = BatchNormalization (x, gamma, beta, mean, var)"
+        f" y = Conv (m, weight) {second} }}"
+    )
+    return lab.model(text, weight=lab.array(3, 4, 3, 3), **lab.batch_norm(4), **arrays)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "z = Conv <strides=[2,2]> (m, other)",
+        "z = ConvTranspose (m, point)",
+        "f = Conv (m, weight) z = Add (f, y)",
+        "z = Conv <pads=[1,1,1,1]> (m, weight)",  # the shift stays in front of this one
+    ],
+)
+def test_several_layers_that_take_it(lab: Any, second: str) -> None:
+    arrays = {"other": lab.array(2, 4, 1, 1, seed=7), "point": lab.array(4, 2, 1, 1, seed=8)}
+    model = two_readers(lab, second, **{name: value for name, value in arrays.items() if name in second})
+    outcome = lab.optimize(model, verify=True, check=False)
+    assert "BatchNormalization" not in outcome.ops, outcome.result.explain()
+    assert outcome.only.action.value == "folded"
+    lab.same(outcome, {"x": lab.array(2, 4, 6, 5, seed=9)}, factor=64.0)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "f = Conv <pads=[1,1,1,1]> (m, weight) g = Relu (f) h = Conv <pads=[1,1,1,1]> (m, weight) z = Add (g, h)",
+        "z = Relu (m)",
+        "z = Conv (other, m)",
+        "z = Identity (m)",
+    ],
+)
+def test_several_readers_of_which_one_does_not(lab: Any, second: str) -> None:
+    arrays = {"other": lab.array(2, 4, 6, 5, seed=7)} if "other" in second else {}
+    outcome = lab.optimize(two_readers(lab, second, **arrays), check=False)
+    assert "BatchNormalization" in outcome.ops
+    assert outcome.only.action.value in ("refused", "kept")
