@@ -18,6 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 #: Since which opset they mean what they mean today.
 OLDEST_OPSET = 13
+#: Those that meant it already before, and since when: what exporters compute shapes and counts with.
+_SINCE = {"ConstantOfShape": 9, "Equal": 7, "Expand": 8, "ReduceProd": 7, "Size": 7, "Where": 9}
 #: Results of more elements are not made.
 LARGEST = 1 << 18
 
@@ -44,7 +46,7 @@ def from_reference(
 
     Its type is that of the inputs: floats may be given in float64 whatever the type of the node's values.
     """
-    if opset < OLDEST_OPSET or _largest_result(node, inputs) > largest:
+    if opset < _SINCE.get(node.op_type, OLDEST_OPSET) or _largest_result(node, inputs) > largest:
         return None
     names = ["" if value is None else f"x{index}" for index, value in enumerate(inputs)]
     proto = onnx.helper.make_node(node.op_type, names, ["y"])
@@ -56,7 +58,7 @@ def from_reference(
         [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in given],
         [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UNDEFINED, None)],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", max(opset, OLDEST_OPSET))])
     try:
         with np.errstate(all="ignore"):
             result = np.asarray(next(iter(ReferenceEvaluator(model).run(None, given))))
