@@ -36,6 +36,7 @@ from onnxnorm.passes.fold.linear_into_conv import FoldLinearIntoConv
 from onnxnorm.passes.fold.linear_into_linear import FoldLinearIntoLinear
 from onnxnorm.passes.fold.scale_before_norm import FoldScaleBeforeNorm
 from onnxnorm.passes.fold.shift_before_norm import FoldShiftBeforeNorm
+from onnxnorm.passes.fold.sum_into_conv import FoldSumIntoConv
 from onnxnorm.passes.form import check_form
 from onnxnorm.passes.fuse.activation import FuseActivation
 from onnxnorm.passes.fuse.batch_instance_norm import FuseBatchInstanceNorm
@@ -119,6 +120,7 @@ FOLD: tuple[type[Rule], ...] = (
     FoldBatchNormIntoMatMul,
     FoldAffineBehindLayer,
     FoldAffineBehindQuantizedLayer,
+    FoldSumIntoConv,  # once its branches are convolutions
     FoldConstantWeight,
     *BEFORE_NORM,
 )
