@@ -43,6 +43,7 @@ class Engine:
         self._reverted: set[tuple[str, ir.Node]] = set()
         self._almost: set[ir.Node] = set()
         self._names = Names.of(model)
+        self._nodes = {node.name for graph, _, _ in all_graphs(model) for node in graph}
         self._room = Room()
 
     def run(self, rules: Sequence[Rule]) -> None:
@@ -151,8 +152,12 @@ class Engine:
 
     def _apply(self, rule: Rule, match: Match, replacement: Replacement, context: Context) -> None:
         self._decide(rule, replacement)
+        self._nodes.difference_update(node.name for node in replacement.removed)
         for node in replacement.nodes:
+            if node.name in self._nodes:  # a copy, whose original stays
+                node.name = context.fresh_name(node.name or node.op_type)
             _describe(node, rule, match, context)
+            self._nodes.add(node.name)
         if not replacement.nodes:
             _put_constants(replacement, context)
             return

@@ -244,6 +244,25 @@ def test_nodes_and_values_without_names(lab: Any) -> None:
     assert len(set(names)) == 2
 
 
+def test_a_copied_node_gets_a_name_of_its_own(lab: Any) -> None:
+    """Two layers read a map through one ReduceMean, of which each gets a copy; ONNX Runtime refuses equal names."""
+    model = lab.model(
+        "(float[2,4,3,3] x) => (float[2,5] y, float[2,6] z) { r = Relu (x) c = BatchNormalization (r, gamma, beta,"
+        " mean, var) m = ReduceMean <axes=[2,3], keepdims=0> (c) y = Gemm (m, v) z = Gemm (m, w) }",
+        opset=17,
+        v=lab.array(4, 5),
+        w=lab.array(4, 6),
+        **lab.batch_norm(4),
+    )
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node_{index}"
+    outcome = lab.optimize(model)
+    names = [node.name for node in outcome.after.graph.node]
+    assert len(set(names)) == len(names), names
+    assert "BatchNormalization" not in outcome.ops
+    lab.same_in_ort(outcome, {"x": lab.array(2, 4, 3, 3)})
+
+
 @pytest.mark.parametrize("weights", ["shared", "own"])
 def test_no_float64_copy_of_a_weight_stays(lab: Any, weights: str) -> None:
     text = "(float[3,3] x) => (float[N,4] y) { c = Gemm (x, w) y = " + NORM + " }"
