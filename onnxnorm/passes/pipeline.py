@@ -127,7 +127,7 @@ FOLD: tuple[type[Rule], ...] = (
 #: The primitive operators of a root mean square norm, then what stands around it.
 FUSE_RMS_NORM: tuple[type[Rule], ...] = (FuseRMSNorm, FuseNormCast, FuseRMSNormWeight)
 #: Primitive operators of which the target "standard" has a single operator in the end.
-FUSE_STANDARD: tuple[type[Rule], ...] = (FuseLayerNorm, *FUSE_RMS_NORM, FuseChannelAffine)
+FUSE_STANDARD: tuple[type[Rule], ...] = (FuseLayerNorm, *FUSE_RMS_NORM, FuseChannelAffine, *BEFORE_NORM)
 FUSE: tuple[type[Rule], ...] = (
     FuseGroupNorm,
     FuseInstanceNorm,
@@ -169,6 +169,7 @@ FOLD_FORWARD: tuple[type[Rule], ...] = (
     FoldAffineIntoMatMul,
     *FOLD_LINEAR,
     FoldAffineBehindLayer,  # again: a weight that two layers shared may have one reader by now
+    *BEFORE_NORM,  # again: what a fold left behind
 )
 #: What no layer took, once all norms have their own scale and shift.
 LOWER_AFFINE: tuple[type[Rule], ...] = (LowerAffineToBatchNormalization,)

@@ -51,6 +51,15 @@ def test_fires(lab: Any, nodes: str, left: list[str], target: str) -> None:
     lab.same(outcome, {"x": lab.array(3, 6, 4, 5, seed=5)})
 
 
+@pytest.mark.parametrize("target", ["onnxnorm", "standard"])
+def test_in_front_of_a_norm_in_primitive_operators(lab: Any, target: str) -> None:
+    """The laboratory asks that a second run changes nothing."""
+    norm = "u = ReduceMean (s, over) d = Sub (s, u) q = Mul (d, d) v = ReduceMean (q, over) r = Sqrt (v) y = Div (d, r)"
+    outcome = lab.optimize(model(lab, f"{CONV} s = Add (c, perchannel) {norm}", over=np.array([2, 3])), target=target)
+    assert len(outcome.node("Conv").input) == 2
+    lab.same(outcome, {"x": lab.array(3, 6, 4, 5, seed=5)})
+
+
 @pytest.mark.parametrize(
     ("nodes", "out"),
     [
