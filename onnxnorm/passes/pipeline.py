@@ -87,7 +87,12 @@ from onnxnorm.passes.lower.packed_attention import LowerPackedAttention
 from onnxnorm.passes.lower.rms_norm_to_standard import LowerRMSNormToStandard
 from onnxnorm.passes.lower.skip_to_standard import LowerSkipToStandard
 from onnxnorm.passes.lower.unsupported_types import RULE as UNSUPPORTED_TYPE
-from onnxnorm.passes.lower.unsupported_types import lower_unsupported_types, widen_statistics, with_lowered
+from onnxnorm.passes.lower.unsupported_types import (
+    holds_lowered_types,
+    lower_unsupported_types,
+    widen_statistics,
+    with_lowered,
+)
 from onnxnorm.passes.rule import Rule
 from onnxnorm.passes.state import read_state
 from onnxnorm.passes.verify import verify_replacement
@@ -317,7 +322,7 @@ def _run(model: ir.Model, target: str, provider: str, disable: frozenset[str], v
     decisions = engine.account()
     give_outputs(model)
     clean(model, again=True)
-    if lowers_types:
+    if lowers_types and holds_lowered_types(model):
         decisions = with_lowered(decisions, lower_unsupported_types(model))
         clean(model, again=True)
     if uses_onnxnorm(model):

@@ -31,18 +31,22 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
 #: Operators that change no number: element types, shapes and places only.
 CASTS = frozenset({"Cast", "CastLike"})
 MOVES = LAYOUT | {"Concat", "Expand", "Gather", "Identity", "Pad", "Slice", "Split", "Tile"}
+_KNOWN = KNOWN | CASTS | {"Shape"}
 _FILLS = frozenset({"ConstantOfShape", "Range", "Shape", "Size"})
+
+_NO_ARITHMETIC = MOVES | CASTS | _FILLS
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 WHOLE = frozenset(
     {ir.DataType.BOOL, ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64}
     | {ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
 )
+_NUMBERS = FLOATS | WHOLE
 
 
 def is_arithmetic(node: ir.Node) -> bool:
     """Whether the node makes new numbers."""
-    return node.domain not in STANDARD or node.op_type not in MOVES | CASTS | _FILLS
+    return node.domain not in STANDARD or node.op_type not in _NO_ARITHMETIC
 
 
 def is_layout(node: ir.Node) -> bool:
@@ -53,7 +57,7 @@ def is_layout(node: ir.Node) -> bool:
 def leaf(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The value's tensor when it is a constant that a chain can start from."""
     tensor = constant_tensor(value)
-    return tensor if tensor is not None and tensor.dtype in FLOATS | WHOLE else None
+    return tensor if tensor is not None and tensor.dtype in _NUMBERS else None
 
 
 def operands(node: ir.Node) -> list[ir.Value]:
@@ -201,4 +205,4 @@ def _is_known(node: ir.Node) -> bool:
         return False
     if node.domain == DOMAIN:
         return node.op_type in all_specs()
-    return node.domain in STANDARD and (several or node.op_type in KNOWN | CASTS | {"Shape"})
+    return node.domain in STANDARD and (several or node.op_type in _KNOWN)

@@ -29,6 +29,7 @@ from onnxnorm.passes.large import Room
 
 #: Tensors of more elements are large.
 _SMALL = 8192
+_COMPUTED = (KNOWN - LAYERS) | {"CastLike", "Shape"}
 
 
 def fold_constants(model: ir.Model) -> bool:
@@ -74,7 +75,7 @@ def _parts(node: ir.Node, opset: int, chains: Chains) -> list[Array] | None:
 
 
 def _constant_result(node: ir.Node, opset: int, chains: Chains) -> Array | None:
-    known = node.domain in STANDARD and (node.op_type in KNOWN - LAYERS or node.op_type in ("CastLike", "Shape"))
+    known = node.domain in STANDARD and node.op_type in _COMPUTED
     if not known or opset < 7 or len(node.outputs) != 1 or node.outputs[0].is_graph_output() or has_references(node):
         return None
     if node.op_type == "Shape":

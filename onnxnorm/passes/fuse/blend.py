@@ -119,7 +119,7 @@ def _scaled(x: ir.Value, mean: ir.Value, factor: ir.Value, opset: int) -> Blend 
 def _under_root(value: ir.Value, below: bool) -> _Root | None:
     """What the value is the root of, or, above the line, the inverse root; with the nodes."""
     node = value.producer()
-    if node is None or node.inputs[0] is None:
+    if node is None or not node.inputs or node.inputs[0] is None:
         return None
     if is_op(node, "Pow"):
         exponent = scalar_of(node.inputs[1], 8)

@@ -113,9 +113,10 @@ def _data(node: ir.Node) -> ir.Value | None:
     """What the node maps, where it is the only input that is computed."""
     if is_op(node, "BatchNormalization"):
         return node.inputs[0]
+    if not any(is_op(node, name) for name in _MAPS):
+        return None
     computed = [value for value in node.inputs if value is not None and constant_tensor(value) is None]
-    known = any(is_op(node, name) for name in _MAPS) and len(computed) == 1
-    return computed[0] if known else None
+    return computed[0] if len(computed) == 1 else None
 
 
 def _chain(node: ir.Node, data: ir.Value, context: Context) -> tuple[list[ir.Node], FloatArray, FloatArray, bool]:

@@ -50,6 +50,15 @@ def widen_statistics(model: ir.Model) -> None:
                 _mark(node)
 
 
+def holds_lowered_types(model: ir.Model) -> bool:
+    """Whether any node has to do with bfloat16 or float64; all others stay as they are."""
+    return any(
+        _in_bfloat16(node) or any(_is(value, ir.DataType.DOUBLE) for value in node.inputs)
+        for graph, _, _ in all_graphs(model)
+        for node in graph
+    )
+
+
 def lower_unsupported_types(model: ir.Model) -> list[Decision]:
     """Changes ``model``; returns what was done to normalizations, and each operator that will not run."""
     if _holds_bfloat16(model) and model.functions:
