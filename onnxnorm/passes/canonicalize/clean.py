@@ -16,6 +16,7 @@ from onnxnorm.passes.canonicalize.identities import skip_identities
 from onnxnorm.passes.canonicalize.joined_shapes import tell_joined_shapes
 from onnxnorm.passes.canonicalize.sequences import split_tensors
 from onnxnorm.passes.canonicalize.shapes import infer_missing_shapes, infer_shapes
+from onnxnorm.passes.canonicalize.sizes import read_sizes_of_inputs
 from onnxnorm.passes.canonicalize.unused import remove_unused
 from onnxnorm.progress import report
 from onnxnorm.spec.record import DOMAIN
@@ -37,5 +38,6 @@ def clean(model: ir.Model, *, again: bool = False) -> None:
     report("constants")
     split_tensors(model)
     share_equal_weights(model)
+    read_sizes_of_inputs(model)
     lift_constants(model)
     remove_unused(model)

@@ -98,17 +98,23 @@ def _where(node: ir.Node, depth: int) -> list[Entry] | None:
 
 
 def _computed(node: ir.Node, depth: int) -> list[Entry] | None:
-    """Products and quotients of numbers that are none below 0."""
+    """Products and quotients of numbers that are none below 0, and of sizes."""
     parts = [entries_of(value, depth) for value in node.inputs]
     first, second = parts if len(parts) == 2 else (None, None)
     if not first or not second or 1 not in (len(first), len(second)):
         return None
     length = max(len(first), len(second))
     numbers: list[Entry] = []
-    for one, other in zip(first * (length // len(first)), second * (length // len(second)), strict=True):
-        if not isinstance(one, int) or not isinstance(other, int) or one < 0 or other <= 0:
+    pairs = zip(first * (length // len(first)), second * (length // len(second)), strict=True)
+    for place, (one, other) in enumerate(pairs):
+        if isinstance(one, int) and isinstance(other, int):
+            if one < 0 or other <= 0:
+                return None
+            numbers.append(one * other if node.op_type == "Mul" else one // other)
+        elif any(isinstance(item, int) and item <= 0 for item in (one, other)):
             return None
-        numbers.append(one * other if node.op_type == "Mul" else one // other)
+        else:
+            numbers.append((node.outputs[0], place))  # a size that only itself is equal to
     return numbers
 
 
