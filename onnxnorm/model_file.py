@@ -147,6 +147,9 @@ def _check_operators(model: ir.Model, name: str) -> None:
     """Every standard operator must exist at the opset that its graph imports, and read values that exist."""
     functions = {(function.domain, function.name) for function in model.functions.values()}
     for graph, imports in _roots(model):
+        for value in graph.outputs:
+            if value.producer() is None and not (value.is_graph_input() or value.is_initializer()):
+                raise ModelError(f"{name}: nothing makes {value.name!r}, an output of the graph {graph.name!r}")
         for node in graph:
             _check_inputs(node, name)
             if (node.domain, node.op_type) not in functions:

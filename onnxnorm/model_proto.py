@@ -35,6 +35,7 @@ _MOST_AXES = 64
 
 def check_proto(proto: onnx.ModelProto, name: str) -> None:
     """ModelError, which starts with ``name``, for a tensor that is not what it says or a function that calls itself."""
+    _check_texts(proto, name)
     for tensor in _tensors(proto):
         problem = _problem(tensor)
         if problem is not None:
@@ -58,6 +59,28 @@ def _inner(node: NodeProto) -> Iterator[GraphProto]:
             yield attribute.g
         elif attribute.type == AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def _check_texts(proto: onnx.ModelProto, name: str) -> None:
+    """ModelError where a name is no UTF-8: protobuf gives it as bytes then, which nothing else takes."""
+    for graph in _graphs(proto):
+        texts = [graph.name, graph.doc_string, *_names_of_values(graph)]
+        for node in graph.node:
+            texts += [node.op_type, node.domain, node.name, node.doc_string, *node.input, *node.output]
+            texts += [text for item in node.attribute for text in (item.name, item.ref_attr_name, item.doc_string)]
+        wrong = next((text for text in texts if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise ModelError(f"{name}: {one_line(repr(wrong), 100)} in graph {graph.name!r} is no text in UTF-8")
+
+
+def _names_of_values(graph: GraphProto | onnx.FunctionProto) -> Iterator[str]:
+    if not isinstance(graph, GraphProto):
+        yield from (*graph.input, *graph.output, *graph.attribute, graph.domain)
+        return
+    yield from (tensor.name for tensor in graph.initializer)
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield info.name
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

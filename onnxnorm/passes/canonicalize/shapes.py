@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxnorm.errors import one_line
 from onnxnorm.passes.canonicalize.contrib_shapes import show_contrib
 from onnxnorm.passes.canonicalize.functions import expands_too_far
+from onnxnorm.passes.canonicalize.hidden_ranges import hide_ranges
 from onnxnorm.passes.graph import STANDARD, all_graphs, graphs_of, subgraphs
 from onnxnorm.spec.record import DOMAIN, VERSION
 
@@ -54,6 +55,7 @@ def infer_shapes(model: ir.Model) -> None:
             del proto.functions[:]
         _show_constants_inside(proto.graph, {})
         show_contrib(proto)
+        hide_ranges(proto)
         _forget_types_of_norms(proto.graph)
         if DOMAIN not in model.opset_imports:  # fused ops come before their bodies, and these bring the import
             proto.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))

@@ -67,13 +67,17 @@ def moved(array: FloatArray, node: ir.Node, context: Context) -> FloatArray:
     if source.shape is None:
         raise Refusal(f"the shape of {source.name!r}, which {op_name(node)} {node_name(node)} moves, is not known")
     array = full_rank(array, len(source.shape))
-    if is_op(node, "Transpose"):
-        order = attribute(node, "perm", list(range(array.ndim))[::-1])
-        return array.transpose(_known(order, node, "perm"))
-    if is_op(node, "Unsqueeze"):
-        return np.expand_dims(array, tuple(_axes(node, context)))
-    if is_op(node, "Squeeze") and _has_axes(node):
-        return array.squeeze(tuple(_axes(node, context)))
+    try:
+        if is_op(node, "Transpose"):
+            order = attribute(node, "perm", list(range(array.ndim))[::-1])
+            return array.transpose(_known(order, node, "perm"))
+        if is_op(node, "Unsqueeze"):
+            return np.expand_dims(array, tuple(_axes(node, context)))
+        if is_op(node, "Squeeze") and _has_axes(node):
+            return array.squeeze(tuple(_axes(node, context)))
+    except ValueError:
+        what = f"the axes of {op_name(node)} {node_name(node)} do not fit its input"
+        raise Refusal(what, input=str(source.shape)) from None
     if target.shape is None:
         raise Refusal(f"the shape that {op_name(node)} {node_name(node)} makes is not known")
     result = _reshaped(array, list(source.shape), list(target.shape))

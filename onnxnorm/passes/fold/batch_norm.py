@@ -59,8 +59,9 @@ def affine_of(norm: ir.Node, context: Context) -> Affine:
     if wrong.any():
         channel = int(np.argmax(wrong))
         raise Refusal("variance + epsilon is not positive and finite", channel=channel, value=float(spread[channel]))
-    scale = gamma / np.sqrt(spread)
-    return Affine(scale, beta - scale * mean)
+    with np.errstate(all="ignore"):  # what is not finite is for the rules to refuse
+        scale = gamma / np.sqrt(spread)
+        return Affine(scale, beta - scale * mean)
 
 
 def _check_inference(norm: ir.Node, context: Context) -> None:
@@ -155,9 +156,10 @@ class FoldBatchNormIntoLayer(Rule):
         if weight.ndim < 2:
             raise Refusal(f"{self.layer}'s weight has less than two axes", shape=weight.shape)
         dtype = ir.DataType.from_numpy(weight.dtype)
-        scaled, axis = self.scale_weight(layer, exact(weight), affine.scale)
-        check_underflow(scaled, dtype, axis)
-        bias = self.bias(layer, affine.scale.size, context) * affine.scale + affine.shift
+        with np.errstate(all="ignore"):  # what is not finite is refused when it is rounded
+            scaled, axis = self.scale_weight(layer, exact(weight), affine.scale)
+            check_underflow(scaled, dtype, axis)
+            bias = self.bias(layer, affine.scale.size, context) * affine.scale + affine.shift
         inputs = [
             layer.inputs[0],
             context.constant(f"{weight_value.name}_folded", scaled, dtype),

@@ -38,6 +38,8 @@ from onnxnorm.passes.lower.choice import ChoosingRule
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement
 from onnxnorm.runtime.arrays import float_info
 
+#: Of more channels no map is looked for.
+_MOST_CHANNELS = 1 << 20
 _MAPS = ("Add", "BatchNormalization", "Div", "Mul", "Neg", "Sub")
 
 
@@ -123,6 +125,7 @@ def _chain(node: ir.Node, data: ir.Value, context: Context) -> tuple[list[ir.Nod
     """(maps, scale, shift, whether a shift comes before a scale) of the longest chain from the node on."""
     assert data.shape is not None
     channels = int(data.shape[1])  # type: ignore[arg-type]
+    channels = channels if channels <= _MOST_CHANNELS else 0  # a file may name any number
     index = np.arange(channels, dtype=np.float64).reshape(1, -1, *(1,) * (len(data.shape) - 2))
     scale, shift = np.ones(max(channels, 1)), np.zeros(max(channels, 1))
     maps: list[ir.Node] = []

@@ -202,10 +202,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "bias": ({"head": "(float[2,3,6,5] x, float[4] b) => (float[N,4,H,W] y)"}, "bias is a graph input"),
     "overflow": ({"gamma": np.full(4, 3e38, np.float32), "s": np.full(4, 9.0, np.float32)}, "would overflow"),
-    "training": (
-        {"norm": NORM.replace("n (", "n <training_mode=1> (")},
-        "training_mode is 1",
-    ),
 }
 
 
