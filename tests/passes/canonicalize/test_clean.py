@@ -316,3 +316,15 @@ def test_the_interface_stays_as_it_was_declared(lab: Any) -> None:
     for name in ("doc_string", "producer_name", "model_version", "metadata_props", "opset_import", "ir_version"):
         assert str(getattr(outcome.after, name)) == str(getattr(model, name)), name
     assert (outcome.after.graph.doc_string, outcome.after.graph.name) == ("g", model.graph.name)
+
+
+def test_identities_in_front_of_outputs_go(lab: Any) -> None:
+    """The output keeps its name; an input, a constant and what has another reader need the node."""
+    text = (
+        "(float[N,4] x) => (float[A,B] a, float[C,D] b, float[E] c, float[F,G] d, float[H,I] e)"
+        " { r = Relu (x) a = Identity (r) b = Identity (x) c = Identity (k) n = Neg (x) d = Dropout (n) e = Abs (n) }"
+    )
+    outcome = lab.optimize(lab.model(text, k=lab.array(3)))
+    assert outcome.ops == ["Relu", "Identity", "Identity", "Neg", "Dropout", "Abs"]
+    assert outcome.node("Relu").output[0] == "a"
+    lab.same(outcome, {"x": lab.array(2, 4)})
