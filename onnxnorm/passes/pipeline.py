@@ -21,6 +21,7 @@ from onnxnorm.passes.canonicalize.transposes import cancel_transposes, norms_wit
 from onnxnorm.passes.contrib import holds_contrib
 from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.engine import Engine
+from onnxnorm.passes.fold.affine_behind_branches import FoldAffineBehindBranches
 from onnxnorm.passes.fold.affine_behind_layer import FoldAffineBehindLayer
 from onnxnorm.passes.fold.affine_behind_quantized_layer import FoldAffineBehindQuantizedLayer
 from onnxnorm.passes.fold.affine_into_conv import FoldAffineIntoConv
@@ -32,6 +33,7 @@ from onnxnorm.passes.fold.batch_norm_into_conv_transpose import FoldBatchNormInt
 from onnxnorm.passes.fold.batch_norm_into_gemm import FoldBatchNormIntoGemm
 from onnxnorm.passes.fold.batch_norm_into_matmul import FoldBatchNormIntoMatMul
 from onnxnorm.passes.fold.constant_weight import FoldConstantWeight
+from onnxnorm.passes.fold.conv_into_pointwise import FoldConvIntoPointwise
 from onnxnorm.passes.fold.linear_into_conv import FoldLinearIntoConv
 from onnxnorm.passes.fold.linear_into_linear import FoldLinearIntoLinear
 from onnxnorm.passes.fold.scale_before_norm import FoldScaleBeforeNorm
@@ -125,6 +127,7 @@ FOLD: tuple[type[Rule], ...] = (
     FoldBatchNormIntoMatMul,
     FoldAffineBehindLayer,
     FoldAffineBehindQuantizedLayer,
+    FoldAffineBehindBranches,
     FoldSumIntoConv,  # once its branches are convolutions
     FoldConstantWeight,
     *BEFORE_NORM,
@@ -165,7 +168,7 @@ FUSE_SKIP: tuple[type[Rule], ...] = (FuseSkip, FuseSkipReshape)
 #: What is better off as a standard operator, also where onnxnorm has an op.
 BETTER_AS_STANDARD: tuple[type[Rule], ...] = (LowerLayerNormToStandard,)
 #: Products of two constant matrices become one, before a shift in front of them goes into a bias between them.
-FOLD_LINEAR: tuple[type[Rule], ...] = (FoldLinearIntoConv, FoldLinearIntoLinear)
+FOLD_LINEAR: tuple[type[Rule], ...] = (FoldLinearIntoConv, FoldConvIntoPointwise, FoldLinearIntoLinear)
 #: What stands in front of a layer; last, so that the scale and shift of a norm are its own by then.
 FOLD_FORWARD: tuple[type[Rule], ...] = (
     FoldAffineIntoConv,
@@ -174,6 +177,8 @@ FOLD_FORWARD: tuple[type[Rule], ...] = (
     FoldAffineIntoMatMul,
     *FOLD_LINEAR,
     FoldAffineBehindLayer,  # again: a weight that two layers shared may have one reader by now
+    FoldAffineBehindBranches,
+    FoldSumIntoConv,  # again: what stood in front of some branches only may be gone
     *BEFORE_NORM,  # again: what a fold left behind
 )
 #: What no layer took, once all norms have their own scale and shift.

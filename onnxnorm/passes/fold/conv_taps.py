@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -174,3 +174,19 @@ def unit(scale: FloatArray, whole: Taps) -> FloatArray:
     place: tuple[Any, ...] = (channels, channels % (whole.inputs // whole.group), *origin)
     result[place] = scale
     return result
+
+
+def dense(weight: FloatArray, part: Taps, group: int) -> FloatArray:
+    """A weight in fewer groups, a divisor of its own number."""
+    return embedded(weight, part, replace(part, group=group))
+
+
+def with_taps(taps: Taps) -> dict[str, int | list[int]]:
+    """The attributes of a Conv with these taps."""
+    return {
+        "kernel_shape": [axis.size for axis in taps.axes],
+        "strides": list(taps.strides),
+        "dilations": [axis.dilation for axis in taps.axes],
+        "pads": [*(axis.begin for axis in taps.axes), *(axis.end for axis in taps.axes)],
+        "group": taps.group,
+    }

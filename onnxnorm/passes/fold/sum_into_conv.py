@@ -31,7 +31,7 @@ from onnxnorm.passes.decision import Action
 from onnxnorm.passes.fold.affine import OLDEST_OPSET
 from onnxnorm.passes.fold.affine_layout import FloatArray
 from onnxnorm.passes.fold.batch_norm import tolerance_of
-from onnxnorm.passes.fold.conv_taps import Taps, embedded, holds_origin, taps_of, union, unit
+from onnxnorm.passes.fold.conv_taps import Taps, embedded, holds_origin, taps_of, union, unit, with_taps
 from onnxnorm.passes.fold.layer_output import is_parameter
 from onnxnorm.passes.fold.linear_sum import Mapped, Operand, is_root, is_sum, mapped_from, operands_of
 from onnxnorm.passes.graph import is_op, node_name, sole_consumer
@@ -224,14 +224,7 @@ def _conv(like: ir.Node, weight: FloatArray, bias: FloatArray, whole: Taps, cont
     inputs = [like.inputs[0], context.constant(f"{value.name}_merged", weight, dtype)]
     if bias.any():
         inputs.append(context.constant(f"{node_name(like)}_bias_merged", bias, dtype))
-    attributes: dict[str, int | list[int]] = {
-        "kernel_shape": [axis.size for axis in whole.axes],
-        "strides": list(whole.strides),
-        "dilations": [axis.dilation for axis in whole.axes],
-        "pads": [*(axis.begin for axis in whole.axes), *(axis.end for axis in whole.axes)],
-        "group": whole.group,
-    }
-    return ir.node("Conv", inputs, attributes, name=like.name)
+    return ir.node("Conv", inputs, with_taps(whole), name=like.name)
 
 
 def _plus(value: ir.Value, operand: Operand, like: ir.Node, context: Context) -> ir.Node:
