@@ -36,6 +36,9 @@ _MOST_AXES = 64
 def check_proto(proto: onnx.ModelProto, name: str) -> None:
     """ModelError, which starts with ``name``, for a tensor that is not what it says or a function that calls itself."""
     _check_texts(proto, name)
+    for item in (*proto.opset_import, *(item for function in proto.functions for item in function.opset_import)):
+        if not 0 <= item.version < 2**31:
+            raise ModelError(f"{name}: it imports opset {item.version} of {item.domain!r}, which is no version")
     for tensor in _tensors(proto):
         problem = _problem(tensor)
         if problem is not None:

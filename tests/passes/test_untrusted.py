@@ -132,6 +132,13 @@ def test_an_output_that_nothing_makes(conv: ModelProto) -> None:
         optimize(conv)
 
 
+@pytest.mark.parametrize("version", [-1, 2**31, 2**63 - 1])
+def test_opsets_that_are_no_version(conv: ModelProto, version: int) -> None:
+    conv.opset_import[0].version = version
+    with pytest.raises(ModelError, match=f"imports opset {version} of '', which is no version"):
+        optimize(conv)
+
+
 @pytest.mark.parametrize("name", ["Conv", "gamma"])
 def test_names_that_are_no_text(conv: ModelProto, name: str) -> None:
     data = conv.SerializeToString()

@@ -18,8 +18,16 @@ from onnx.reference import ReferenceEvaluator
 
 #: Since which opset they mean what they mean today.
 OLDEST_OPSET = 13
-#: Those that meant it already before, and since when: what exporters compute shapes and counts with.
-_SINCE = {"ConstantOfShape": 9, "Equal": 7, "Expand": 8, "ReduceProd": 7, "Size": 7, "Where": 9}
+#: Those that meant it already before, and since when.
+_SINCE = {
+    **dict.fromkeys(("And", "Ceil", "Clip", "Equal", "Floor", "Not", "Or", "Pad", "ReduceMax", "ReduceMin"), 7),
+    **{"ReduceProd": 7, "Size": 7, "Tile": 7, "Expand": 8, "Max": 8, "Min": 8, "ConstantOfShape": 9, "Greater": 9},
+    **{"Less": 9, "Where": 9, "GatherElements": 11, "Range": 11, "ScatterElements": 11, "ScatterND": 11},
+    **{"GatherND": 12, "GreaterOrEqual": 12, "LessOrEqual": 12},
+}
+#: Attributes that became inputs with opset 11.
+_AS_INPUTS = {"Clip": ("min", "max"), "Pad": ("pads", "value")}
+_INPUTS_SINCE = 11
 #: Results of more elements are not made.
 LARGEST = 1 << 18
 
@@ -46,11 +54,16 @@ def from_reference(
 
     Its type is that of the inputs: floats may be given in float64 whatever the type of the node's values.
     """
-    if opset < _SINCE.get(node.op_type, OLDEST_OPSET) or _largest_result(node, inputs) > largest:
+    if opset < _SINCE.get(node.op_type, OLDEST_OPSET):
+        return None
+    attributes = list(node.attributes.values())
+    if opset < _INPUTS_SINCE and node.op_type in _AS_INPUTS:
+        inputs, attributes = _with_inputs(node, inputs)
+    if _largest_result(node, inputs) > largest:
         return None
     names = ["" if value is None else f"x{index}" for index, value in enumerate(inputs)]
     proto = onnx.helper.make_node(node.op_type, names, ["y"])
-    proto.attribute.extend(ir.serde.serialize_attribute(item) for item in node.attributes.values())
+    proto.attribute.extend(ir.serde.serialize_attribute(item) for item in attributes)
     given = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
     graph = onnx.helper.make_graph(
         [proto],
@@ -65,6 +78,18 @@ def from_reference(
     except Exception:  # whatever the evaluator does not know stays in the graph
         return None
     return result if result.dtype == _type_of_result(node, inputs) else None
+
+
+def _with_inputs(
+    node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None]
+) -> tuple[list[npt.NDArray[Any] | None], list[ir.Attr]]:
+    """(inputs, attributes) as they are since opset 11."""
+    moved, given = _AS_INPUTS[node.op_type], list(inputs)
+    for name in moved:
+        found = node.attributes.get(name)
+        dtype = np.int64 if name == "pads" else inputs[0].dtype if inputs[0] is not None else None
+        given.append(None if found is None else np.asarray(found.value, dtype))
+    return given, [item for item in node.attributes.values() if item.name not in moved]
 
 
 def _type_of_result(node: ir.Node, inputs: Sequence[npt.NDArray[Any] | None]) -> np.dtype[Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,12 +142,18 @@ def check_weight_types(weights: Iterable[ir.Value], x: ir.Value) -> None:
             raise Refusal("a weight and x differ in element type", weight=weight.dtype, x=x.dtype)
 
 
+#: Elements of a scale that a norm without one gets; a file may name any size.
+_LARGEST_SCALE = 1 << 24
+
+
 def known_sizes(x: ir.Value, axes: tuple[int, ...]) -> tuple[int, ...]:
     """The sizes of the normalized axes; Refusal when one is not known, or is 0."""
     sizes = [x.shape[axis] if x.shape is not None and axis < len(x.shape) else None for axis in axes]
     known = [size for size in sizes if isinstance(size, int) and size > 0]
     if len(known) != len(sizes):
         raise Refusal("the size of a normalized axis is not known or 0", x=str(x.shape), axes=list(axes))
+    if math.prod(known) > _LARGEST_SCALE:
+        raise Refusal("a scale for so many elements is not made", x=str(x.shape), axes=list(axes))
     return tuple(known)
 
 

@@ -367,3 +367,30 @@ def test_other_consumers_of_the_chain_keep_it(lab: Any) -> None:
     assert sorted(outcome.ops) == ["Conv", "ReduceL2"]
     assert outcome.only.action.value == "folded"
     lab.same(outcome, image(lab))
+
+
+OLDER = [
+    (7, "w = Clip <min=-0.5, max=0.25> (d)"),
+    (9, "w = Pad <pads=[0,0,0,0,0,0,1,1], value=0.5> (d)"),
+    (8, "m = Max (d, k) w = Min (m, g)"),
+    (9, "t = Greater (d, k) w = Where (t, d, g)"),
+    (8, "e = Expand (g, sizes) w = Mul (d, e)"),
+    (9, "e = ConstantOfShape <value=float[1]{0.5}> (sizes) w = Mul (d, e)"),
+    (7, "m = ReduceMax <axes=[1,2,3], keepdims=1> (d) w = Div (d, m)"),
+]
+
+
+@pytest.mark.parametrize(("opset", "nodes"), OLDER)
+def test_older_forms(lab: Any, opset: int, nodes: str) -> None:
+    arrays = {"v": lab.array(4, 3, 2, 2), "g": lab.array(4, 1, 1, 1, seed=1), "k": np.full((1,), -0.1, np.float32)}
+    model = lab.model(
+        f"(float[2,3,6,5] x) => (float[N,4,H,W] y) {{ d = Neg (v) {nodes} y = Conv (x, w) }}",
+        opset,
+        7,
+        **arrays,
+        sizes=np.array([4, 3, 2, 2]),
+    )
+    outcome = lab.optimize(model)
+    assert outcome.ops == ["Conv"]
+    x = {"x": lab.array(2, 3, 6, 5)}
+    np.testing.assert_allclose(lab.ort(outcome.after, x)[0], lab.ort(model, x)[0], rtol=1e-5, atol=1e-6)
