@@ -9,7 +9,7 @@ positions (a group per channel) or all channels and positions (one group).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -61,14 +61,34 @@ def read_deviation(value: ir.Value, opset: int) -> Deviation | None:
     problem = power.problem or (None if sole_reader(value) is not None else "an inner value has other readers")
     if not grouped:
         return _ungrouped(source, power, nodes, problem)
+    assert joined is not None
+    found = _grouped(power, joined, nodes, problem)
+    if found is None:
+        return None
+    return replace(found, problem=found.problem or _broadcast_problem(power, power.source.shape, inner))
+
+
+def read_group_deviation(value: ir.Value, divided: ir.Value, joined: ir.Node, opset: int) -> Deviation | None:
+    """What ``value`` is, which meets ``divided``, a tensor in the shape of the groups, and is joined behind that."""
+    power = VarianceWalk(opset).variance(value)
+    if power is None or power.source.shape is None or divided.shape is None or power.expanded or not power.broadcasts:
+        return None
+    problem = power.problem or (None if sole_reader(value) is not None else "an inner value has other readers")
+    if not same_sizes(list(divided.shape), list(power.source.shape)):
+        problem = problem or "what the deviation divides is not known to have the shape of the groups"
+    return _grouped(power, joined, [], problem)
+
+
+def _grouped(power: Power, joined: ir.Node, nodes: list[ir.Node], problem: str | None) -> Deviation | None:
+    """Of groups that a Reshape cuts out, and ``joined`` puts together."""
+    source = power.source
     split = without_casts(source).producer()
     if split is None or not is_op(split, "Reshape") or split.inputs[0] is None or source.shape is None:
         return None
     x, widened = split.inputs[0], _casts_before(source, split)
-    assert joined is not None
     parts = len(source.shape)
     last = parts > 3 and power.axes == (*range(1, parts - 2), parts - 1)
-    problem = problem or _grouping_problem(x, split, joined, power, inner, last)
+    problem = problem or _cut_problem(x, split, joined, power, last)
     groups = source.shape[parts - 2 if last else 1] if parts > 2 else None
     if not isinstance(groups, int):
         return None
@@ -110,9 +130,7 @@ def _ungrouped(source: ir.Value, power: Power, nodes: list[ir.Node], problem: st
     return None
 
 
-def _grouping_problem(
-    x: ir.Value, split: ir.Node, joined: ir.Node, power: Power, inner: ir.Value, last: bool
-) -> str | None:
+def _cut_problem(x: ir.Value, split: ir.Node, joined: ir.Node, power: Power, last: bool) -> str | None:
     """Why the two Reshapes do not cut the channels into groups and put these together."""
     parts = split.outputs[0].shape
     if x.shape is None or parts is None or len(x.shape) < 2 or not same_size(parts[0], x.shape[0]):
@@ -121,10 +139,14 @@ def _grouping_problem(
         return "the positions behind the Reshape are not known to be those of x"
     if not last and power.axes != tuple(range(2, len(parts))):
         return "the variance is not over all that is in a group"
-    if not power.expanded or not all(same_shape(shape, parts) for shape in power.expanded):
-        return "the deviation is not broadcast to the shape of the groups"
-    if inner.shape is None or not same_sizes(list(inner.shape), list(parts)):
-        return "the deviation is not broadcast to the shape of the groups"
     if not keeps_shape(joined, x):  # which also tells that there are as many elements
         return "the deviation is brought to a shape that is not known to be that of x"
+    return None
+
+
+def _broadcast_problem(power: Power, parts: ir.Shape | None, inner: ir.Value) -> str | None:
+    """Why the deviation has not the shape of the groups before they are put together."""
+    expanded = parts is not None and power.expanded and all(same_shape(shape, parts) for shape in power.expanded)
+    if not expanded or inner.shape is None or not same_sizes(list(inner.shape), list(parts or ())):
+        return "the deviation is not broadcast to the shape of the groups"
     return None

@@ -2,10 +2,10 @@
 
     x * sigmoid(v * x) * w / sqrt(var(x over group and positions) + epsilon)  =  EvoNormS0(x, v, scale = w, bias = 0)
 
-for x of (N, C, *), factors in any order and grouping, v missing (1), the variance spelled by Sub, Mul or Pow and
-ReduceMean, over groups that a Reshape cuts out, casts to float32 around it. Scale and shift behind it are taken in by
-fuse/channel-affine. A variance with a scalar factor, as the unbiased one over a known number of values, goes into scale
-and epsilon:
+for x of (N, C, *) or (N, *, C), factors in any order and grouping, v missing (1), the variance in every spelling that
+``variance`` reads, over groups that a Reshape cuts out, casts to float32 around it; x * sigmoid(v * x) may be divided
+in the shape of the groups, too. Scale and shift behind it are taken in by fuse/channel-affine. A variance with a scalar
+factor, as the unbiased one over a known number of values, goes into scale and epsilon:
 
     (f * var + epsilon)^(-1/2) = f^(-1/2) * (var + epsilon / f)^(-1/2)
 
@@ -24,14 +24,14 @@ Refused:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.fuse.deviation import Deviation, read_deviation
+from onnxnorm.passes.fuse.deviation import Deviation, read_deviation, read_group_deviation
 from onnxnorm.passes.fuse.factors import factors_of
 from onnxnorm.passes.fuse.product import (
     attribute_of_epsilon,
@@ -42,8 +42,8 @@ from onnxnorm.passes.fuse.product import (
     put,
 )
 from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES
-from onnxnorm.passes.fuse.sizes import FloatArray, channel_count, channel_vector
-from onnxnorm.passes.graph import is_op, node_name
+from onnxnorm.passes.fuse.sizes import FloatArray, channel_count, channel_vector, shape_nodes
+from onnxnorm.passes.graph import is_op, node_name, sole_consumer
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
 from onnxnorm.spec.record import DOMAIN
 
@@ -67,14 +67,16 @@ class FuseEvoNormS0(Rule):
 
     recognizes: ClassVar[bool] = True
     id: ClassVar[str] = "fuse/evo-norm-s0"
-    operators: ClassVar[frozenset[str]] = frozenset({"Mul", "Div"})
+    operators: ClassVar[frozenset[str]] = frozenset({"Mul", "Div", "Reshape"})
     action: ClassVar[Action] = Action.FUSED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:
         """The product of a tensor, its gate and the inverse of its deviation."""
-        if not (is_op(node, "Mul") or is_op(node, "Div")) or context.in_function:
+        if context.in_function or node.outputs[0].dtype not in FLOAT_TYPES:
             return None
-        if node.outputs[0].dtype not in FLOAT_TYPES:
+        if is_op(node, "Reshape"):
+            return _between_reshapes(node, context.opset)
+        if not (is_op(node, "Mul") or is_op(node, "Div")):
             return None
         factors = factors_of(node)
         for gated in filter(_is_sigmoid, factors.above):
@@ -143,6 +145,40 @@ class FuseEvoNormS0(Rule):
         new = ir.node("EvoNormS0", inputs, attributes, domain=DOMAIN, name=root.name)
         new.outputs[0].dtype, new.outputs[0].shape = x.dtype, x.shape
         return put([new], match.nodes.values(), [*power.shared, *deviation.shared], root)
+
+
+def _between_reshapes(node: ir.Node, opset: int) -> Match | None:
+    """``Reshape(Reshape(x * gate) / deviation)``: the quotient is taken in the shape of the groups."""
+    product = _product_behind(node.inputs[0])
+    outer = None if product is None else factors_of(product)
+    if outer is None or len(outer.above) + len(outer.below) != 2:
+        return None
+    for whole in outer.above:
+        cut = whole.producer()
+        top = _product_behind(cut.inputs[0]) if cut is not None and is_op(cut, "Reshape") else None
+        if cut is None or top is None or sole_consumer(whole) is None:
+            continue
+        inner = factors_of(top)
+        (side,) = [value for value in (*outer.above, *outer.below) if value is not whole] or [whole]
+        deviation = None if side is whole or inner.below else read_group_deviation(side, whole, node, opset)
+        gated = next(filter(_is_sigmoid, inner.above), None)
+        gate = None if gated is None or deviation is None else _gate(gated, deviation.x)
+        if gate is None or deviation is None or deviation.x not in inner.above:
+            continue
+        weights = [value for value in inner.above if value not in (deviation.x, gated)]
+        power = deviation.power if side in outer.above else deviation.power.power(-1.0)
+        steps = [*gate.nodes, *power.nodes, *deviation.nodes, *inner.nodes, cut, *outer.nodes, node]
+        nodes = {str(index): item for index, item in enumerate(dict.fromkeys(steps))}
+        deviation = replace(deviation, shared=(*deviation.shared, *shape_nodes(cut)))
+        facts = {"x": deviation.x, "gate": gate, "deviation": deviation, "power": power, "weights": weights}
+        return Match(nodes, facts) if len(weights) == len(inner.above) - 2 else None
+    return None
+
+
+def _product_behind(value: ir.Value | None) -> ir.Node | None:
+    """The Mul or Div that makes the value for its one reader."""
+    node = value.producer() if value is not None and sole_consumer(value) is not None else None
+    return node if node is not None and (is_op(node, "Mul") or is_op(node, "Div")) else None
 
 
 def _is_sigmoid(value: ir.Value) -> bool:

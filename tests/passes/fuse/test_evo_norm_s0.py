@@ -70,6 +70,27 @@ def test_without_a_reshape(lab: Any, axes: str, groups: int) -> None:
     assert attributes(outcome, OP)["num_groups"] == groups
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "v0 = Add (h, eps) s = Sqrt (v0) a = Mul (x, o) g = Reshape (a, parts) z = Div (g, s) n = Reshape (z, whole)",
+        "v0 = Add (h, eps) i = Pow (v0, minus) a = Mul (o, x) g = Reshape (a, parts) z = Mul (i, g) "
+        "n = Reshape (z, whole)",
+    ],
+)
+def test_divided_in_the_shape_of_the_groups(lab: Any, tail: str) -> None:
+    nodes = f"{GATE} {CUTS[0]} {tail} {SCALED}"
+    becomes(lab, make(lab, nodes), [OP], RULE)
+    other = nodes.replace("Reshape (a, parts)", "Reshape (a, turned)")
+    outcome = lab.optimize(make(lab, other, turned=np.array([3, 3, 2, 5, 4])))
+    assert OP not in outcome.ops
+    lab.same(outcome, {"x": sample(lab, (3, 6, 4, 5))})
+    for old, new in (("Reshape (a, parts)", "Reshape (r2, parts)"), ("(z, whole)", "(z, whole) last = Neg (z)")):
+        out = ", float[3,3,2,4,5] last" if "Neg" in new else ""
+        changed = nodes.replace(old, new).replace("v0 =", "r2 = Mul (x, x) v0 =", 1 if "r2" in new else 0)
+        assert OP not in lab.optimize(make(lab, changed, out=out)).ops
+
+
 def test_channels_last_and_a_variance_from_the_mean_of_squares(lab: Any) -> None:
     shapes = {"parts": np.array([3, 4, 5, 3, 2]), "whole": np.array([3, 4, 5, 6]), "rest": np.array([1, 2, 4])}
     vectors = {name: value.reshape(6) for name, value in parts(lab).items()}
