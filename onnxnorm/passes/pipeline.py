@@ -56,6 +56,7 @@ from onnxnorm.passes.fuse.group_normalization import FuseGroupNormalization
 from onnxnorm.passes.fuse.input_activation import FuseInputActivation
 from onnxnorm.passes.fuse.instance_norm import FuseInstanceNorm
 from onnxnorm.passes.fuse.instance_norm_items import FuseInstanceNormItems
+from onnxnorm.passes.fuse.instance_norm_one_item import FuseInstanceNormOneItem
 from onnxnorm.passes.fuse.instance_normalization import FuseInstanceNormalization
 from onnxnorm.passes.fuse.l2_norm import FuseL2Norm
 from onnxnorm.passes.fuse.layer_norm import FuseLayerNorm
@@ -145,6 +146,7 @@ FUSE: tuple[type[Rule], ...] = (
     FuseLpNormalization,
     FuseInstanceNormalization,
     FuseInstanceNormItems,
+    FuseInstanceNormOneItem,
     FuseGroupNormReshape,
     FuseRowsReshape,
     FuseLayerNormalization,

@@ -43,7 +43,7 @@ class FuseInstanceNormItems(Rule):
     def match(self, node: ir.Node, context: Context) -> Match | None:
         """A Reshape behind a BatchNormalization of one item, with its own statistics, behind a Reshape."""
         norm = node.inputs[0].producer() if is_op(node, "Reshape") and node.inputs[0] is not None else None
-        if norm is None or not _is_batch_norm(norm) or norm.inputs[0] is None or context.in_function:
+        if norm is None or not is_batch_norm(norm) or norm.inputs[0] is None or context.in_function:
             return None
         source = norm.inputs[0]
         split = source.producer()
@@ -52,7 +52,7 @@ class FuseInstanceNormItems(Rule):
         x = split.inputs[0]
         if x.shape is None or len(x.shape) < 3 or x.dtype not in FLOAT_TYPES or source.shape[0] != 1:
             return None
-        statistics = _statistics(norm, context.opset)
+        statistics = own_statistics(norm, context.opset)
         if statistics is None:
             return None
         inner, shared = statistics
@@ -97,12 +97,13 @@ class FuseInstanceNormItems(Rule):
         return match["norm"]
 
 
-def _is_batch_norm(node: ir.Node) -> bool:
+def is_batch_norm(node: ir.Node) -> bool:
+    """Whether the node is one that may have the statistics of its own input."""
     training = node.domain == DOMAIN and node.op_type == "BatchNormTraining"
     return training or is_op(node, "BatchNormalization")
 
 
-def _statistics(norm: ir.Node, opset: int) -> tuple[list[ir.Node], list[ir.Node]] | None:
+def own_statistics(norm: ir.Node, opset: int) -> tuple[list[ir.Node], list[ir.Node]] | None:
     """What computes mean and variance of the norm's own input, and what others may read; None where others are used."""
     if any(value.uses() or value.is_graph_output() for value in norm.outputs[1:]):
         return None

@@ -188,3 +188,33 @@ def test_the_authors_code(dynamic: bool) -> None:
     result = onnxnorm.export(module, (x,), dynamic_shapes=({0: "batch", 2: "height", 3: "width"},) if dynamic else None)
     assert [node.op_type for node in result.model.graph] == [OP], result.explain()
     onnxnorm.check(module, result.model, x).assert_passed()
+
+
+OWN = "m = ReduceMean <keepdims=0> (x, kept) k = ReduceMean (x, kept) d = Sub (x, k) d2 = Mul (d, d)" + (
+    " v = ReduceMean <keepdims=0> (d2, kept) "
+)
+ONE_ITEM = OWN + "y = BatchNormalization <epsilon=0.01> (x, gamma, beta, m, v)"
+
+
+def test_the_statistics_of_one_item(lab: Any) -> None:
+    model = build(lab, ONE_ITEM, x="1,6,4,5", kept=np.array([0, 2, 3]), **arrays(lab))
+    outcome = lab.optimize(model)
+    assert outcome.ops == ["GroupNorm"], outcome.result.explain()
+    assert attributes(outcome, "GroupNorm")["num_groups"] == 6
+    assert [item.rule for item in outcome.result.decisions] == ["fuse/instance-norm-one-item"]
+    lab.same(outcome, {"x": sample(lab, (1, 6, 4, 5))}, eps=lab.eps("float32"))
+
+
+@pytest.mark.parametrize(
+    ("mix", "x", "reason"),
+    [
+        (ONE_ITEM, "2,6,4,5", ""),
+        (ONE_ITEM, "N,6,4,5", ""),
+        (ONE_ITEM.replace("y =", "u = Neg (v) y =").replace("beta", "u"), "1,6,4,5", "reader"),
+    ],
+)
+def test_statistics_that_are_no_instance_norm(lab: Any, mix: str, x: str, reason: str) -> None:
+    outcome = lab.optimize(build(lab, mix, x=x, kept=np.array([0, 2, 3]), **arrays(lab)))
+    assert "BatchNormalization" in outcome.ops
+    reasons = [item.reason for item in outcome.result.decisions if item.rule == "fuse/instance-norm-one-item"]
+    assert reasons == [] if not reason else reason in str(reasons), outcome.result.explain()
