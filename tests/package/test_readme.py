@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxnorm.passes.pipeline import Result
+from onnxnorm.passes.pipeline import Result, rule_ids
 from onnxnorm.spec.catalogue import catalogue_table
 from onnxnorm.spec.document import ops_table
 
@@ -27,6 +27,11 @@ def test_the_table_of_ops_is_the_specs() -> None:
 
 def test_the_catalogue_is_the_one_that_is_tested() -> None:
     assert _between("<!-- table: catalogue -->\n", "\n<!-- end of catalogue -->") == catalogue_table()
+
+
+def test_every_rule_is_named() -> None:
+    named = re.findall(r"`((?:fold|fuse|lower)/[a-z0-9-]+)`", _between("<!-- rules -->", "<!-- /rules -->"))
+    assert sorted(named) == sorted(rule_ids())
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
