@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.spec.erf import normal_distribution
-from onnxnorm.spec.record import DOMAIN, VERSION, Attributes, NormSpec
+from onnxnorm.spec.record import ACTIVATIONS, DOMAIN, VERSION, Attributes, NormSpec
 
 BodyValue: TypeAlias = ir.Value
 
@@ -38,16 +38,24 @@ class BodyBuilder:
         opset: version of the standard domain that the nodes are written for, at least 15.
         elements: element types of X that the body will meet (one when it is emitted in place of one node).
         attributes: the node's attributes (inline mode), or None (function mode).
+        activations: those that the body will meet.
 
     """
 
-    def __init__(self, opset: int, elements: Sequence[ir.DataType], attributes: Attributes | None = None) -> None:
+    def __init__(
+        self,
+        opset: int,
+        elements: Sequence[ir.DataType],
+        attributes: Attributes | None = None,
+        activations: Sequence[str] = ACTIVATIONS,
+    ) -> None:
         if opset < MIN_OPSET:
             raise ValueError(f"a function body needs opset {MIN_OPSET} or newer; the model has opset {opset}")
         self.opset = opset
         self.elements = tuple(dict.fromkeys(elements)) or (ir.DataType.FLOAT,)
         self.compute = compute_type(self.elements)
         self.attributes = attributes
+        self.activations = tuple(activations)
         self.nodes: list[ir.Node] = []
         self._count = 0
         self._integers: dict[tuple[int, ...], ir.Value] = {}
@@ -269,15 +277,17 @@ class BodyBuilder:
         """Applies the activation that the attribute names."""
         if self.attributes is not None:
             return self._activate(y, str(self.attributes[attribute]))
-        chosen = self._reference(attribute, "value_string", ir.AttributeType.STRING)
-        return self._branch(y, chosen, ("relu", "silu", "gelu"))
-
-    def _branch(self, y: ir.Value, chosen: ir.Value, rest: Sequence[str]) -> ir.Value:
+        *rest, last = sorted(self.activations, key=lambda item: item == "none")  # which is what is left
         if not rest:
-            return self.op("Identity", y)
+            return self._activate(y, last)
+        return self._branch(y, self._reference(attribute, "value_string", ir.AttributeType.STRING), rest, last)
+
+    def _branch(self, y: ir.Value, chosen: ir.Value, rest: Sequence[str], last: str) -> ir.Value:
+        if not rest:
+            return self.op("Identity", y) if last == "none" else self._activate(y, last)
         same = self._same_string(chosen, rest[0])
         then_branch = self._subgraph(f"{rest[0]}_branch", lambda inner: inner._activate(y, rest[0]))
-        else_branch = self._subgraph(f"not_{rest[0]}_branch", lambda inner: inner._branch(y, chosen, rest[1:]))
+        else_branch = self._subgraph(f"not_{rest[0]}_branch", lambda inner: inner._branch(y, chosen, rest[1:], last))
         return self.op("If", same, then_branch=then_branch, else_branch=else_branch)
 
     def _same_string(self, chosen: ir.Value, name: str) -> ir.Value:
@@ -289,7 +299,7 @@ class BodyBuilder:
         return self.op("Reshape", self.op("Equal", different, self.ints(1)), self.constant(np.zeros(0, np.int64)))
 
     def _subgraph(self, name: str, emit: Any) -> ir.Graph:
-        inner = BodyBuilder(self.opset, self.elements, self.attributes)
+        inner = BodyBuilder(self.opset, self.elements, self.attributes, self.activations)
         inner._count = self._count
         result = emit(inner)
         self._count = inner._count
@@ -313,7 +323,11 @@ class BodyBuilder:
 
 
 def function_body(
-    spec: NormSpec, opset: int, elements: Sequence[ir.DataType], outputs_used: int | None = None
+    spec: NormSpec,
+    opset: int,
+    elements: Sequence[ir.DataType],
+    outputs_used: int | None = None,
+    activations: Sequence[str] = ACTIVATIONS,
 ) -> ir.Function:
     """The model-local function of a norm, for a model of that opset in which X has those element types.
 
@@ -321,9 +335,10 @@ def function_body(
         spec, opset, elements: as above.
         outputs_used: as many outputs as the nodes that call it write, where that is not all: ONNX Runtime loads no
             node that has fewer outputs than its function.
+        activations: those that the nodes name; a body for all of them branches.
 
     """
-    builder = BodyBuilder(opset, elements)
+    builder = BodyBuilder(opset, elements, activations=activations)
     inputs = [ir.Value(name=item.name) for item in spec.inputs]
     outputs = spec.body(builder, inputs)[:outputs_used]
     for value, item in zip(outputs, spec.outputs[:outputs_used], strict=True):

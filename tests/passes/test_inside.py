@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 NORM = "BatchNormalization (c, gamma, beta, mean, var)"
@@ -161,3 +162,20 @@ def test_a_large_constant_is_not_copied(lab: Any) -> None:
     )
     outcome = lab.optimize(lab.model(text, domains=', "loc" : 1', k=lab.array(600)))
     assert outcome.ops == ["f", "Relu", "f"]
+
+
+def test_two_norms_in_a_branch_run_without_the_library(lab: Any) -> None:
+    """ONNX Runtime 1.31 makes of two bodies that branch on the activation, there, one that misses its input."""
+    norm = "{0} = LayerNormalization ({1}, {2}) "
+    branch = norm.format("{0}1", "x", "s1") + norm.format("{0}2", "{0}1", "s2")
+    text = (
+        "(float[2,3,8] x, bool q) => (float[2,3,8] y) { y = If (q) <then_branch = t () => (float[2,3,8] a2) {"
+        f"{branch.format('a')}}}, else_branch = e () => (float[2,3,8] b2) {{{branch.format('b')}}}> }}"
+    )
+    outcome = lab.optimize(build(lab, text, s1=lab.array(8), s2=lab.array(8, seed=1)))
+    assert "LayerNorm" in str(outcome.after.graph.node[0])
+    for taken in (True, False):
+        feeds = {"x": lab.array(2, 3, 8, seed=5), "q": np.array(taken)}
+        session = onnxruntime.InferenceSession(outcome.after.SerializeToString(), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, feeds)
+        np.testing.assert_allclose(found, lab.run(outcome.before, feeds)[0], rtol=1e-5, atol=1e-5)

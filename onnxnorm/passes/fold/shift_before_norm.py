@@ -10,6 +10,7 @@ ConvTranspose.
 Refused:
     1. The shifted tensor has other readers, or is a graph output, or stands in another graph.
     2. The shift is not finite, or the caller may override it.
+    3. The shifted tensor is of a half type: a shift that brings values near 0 saves them from being rounded coarsely.
 
 Another shift is no part of this: it stays.
 """
@@ -73,7 +74,7 @@ class FoldShiftBeforeNorm(Rule):
         return Match({"shift": shift.node, "norm": node}, {"shift": shift})
 
     def check(self, match: Match, context: Context) -> None:
-        """Reasons 1 and 2 of the module."""
+        """Reasons 1 to 3 of the module."""
         shift: _Shift = match.facts["shift"]
         check_graph(match.nodes.values(), context)
         shifted = shift.node.outputs[0]
@@ -84,6 +85,10 @@ class FoldShiftBeforeNorm(Rule):
         array = _array(shift.value)
         if array is None or not np.isfinite(array).all():
             raise Refusal("the shift is not finite", input=shift.value.name)
+        if shifted.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            raise Refusal(
+                "a half type rounds what is not shifted towards 0 more coarsely", dtype=shifted.dtype.name.lower()
+            )
 
     def rewrite(self, match: Match, context: Context) -> Replacement:
         """The norm of what was shifted."""

@@ -62,6 +62,8 @@ def check_spread(power: Power) -> None:
     """Refusal unless the power is the inverse root of variance and epsilon, as the ops have it."""
     if power.problem is not None:
         raise Refusal(power.problem)
+    if power.total:
+        raise Refusal("it divides a sum of squares by a number, and how many they are is not known")
     if power.exponent != -0.5:
         raise Refusal("its power is not the inverse square root", exponent=power.exponent)
     if power.floor:

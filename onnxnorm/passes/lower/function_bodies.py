@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -11,13 +11,14 @@ from onnxnorm.norms import all_specs
 from onnxnorm.passes.graph import all_graphs, has_references, node_name
 from onnxnorm.passes.lower.optional_outputs import settle_outputs
 from onnxnorm.spec.body import MIN_OPSET, function_body
-from onnxnorm.spec.record import DOMAIN, VERSION, NormSpec, NormValueError
+from onnxnorm.spec.record import ACTIVATIONS, DOMAIN, VERSION, NormSpec, NormValueError
 from onnxnorm.version import WRITER_KEY, installed_version
 
 #: For a node whose element type is not known: the body must then serve all.
 ANY_ELEMENT = (ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 #: Model-local functions came with this IR version.
 _FUNCTIONS_SINCE = 8
+_ACTIVATION_KEYS = ("activation", "input_activation")
 _KINDS = {
     "int": ir.AttributeType.INT,
     "float": ir.AttributeType.FLOAT,
@@ -55,7 +56,8 @@ def attach_function_bodies(model: ir.Model) -> None:
     model.opset_imports[DOMAIN] = VERSION
     model.metadata_props[WRITER_KEY] = installed_version()
     for name, found in sorted(elements.items()):
-        body = function_body(all_specs()[name], opset, tuple(found), counts[name])
+        nodes = [node for node, _ in found_nodes if node.op_type == name]
+        body = function_body(all_specs()[name], opset, tuple(found), counts[name], _activations(model, nodes))
         model.functions[body.identifier()] = body
     for function in callers:
         function.opset_imports[DOMAIN] = VERSION
@@ -67,6 +69,18 @@ def _onnxnorm_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, bool]]:
         for node in graph:
             if node.domain == DOMAIN:
                 yield node, in_function
+
+
+def _activations(model: ir.Model, nodes: Sequence[ir.Node]) -> Sequence[str]:
+    """The activations that the nodes' body must branch on: all, for who edits a node, or those that the nodes name.
+
+    The latter where one of them stands in a branch or a loop: there ONNX Runtime 1.31 optimizes a body that branches
+    into one that misses its input, if that is the result of such a body, too.
+    """
+    if all(node.graph is model.graph for node in nodes) or any(has_references(node) for node in nodes):
+        return ACTIVATIONS
+    named = {item.value for node in nodes for key, item in node.attributes.items() if key in _ACTIVATION_KEYS}
+    return sorted(named) or ACTIVATIONS
 
 
 def _uses_onnxnorm(function: ir.Function) -> bool:

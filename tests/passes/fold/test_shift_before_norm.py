@@ -88,6 +88,14 @@ def test_a_bias_that_a_caller_may_override_stays(lab: Any) -> None:
     assert len(lab.optimize(proto).node("Conv").input) == 3
 
 
+def test_a_shift_in_a_half_type_stays(lab: Any) -> None:
+    """It may bring values near 0, where there are more numbers."""
+    arrays = {"one6": np.ones(6, np.float16), "zero6": np.zeros(6, np.float16)}
+    arrays["perchannel"] = lab.array(6, 1, 1, dtype="float16")
+    proto = model(lab, "c = Add (x, perchannel) " + IN.format("c"), dtype="float16", **arrays)
+    assert lab.optimize(proto).ops == ["Add", "GroupNorm"]
+
+
 def test_a_shift_that_makes_the_tensor_larger_stays(lab: Any) -> None:
     nodes = "c = Add (x, big) y = InstanceNormalization (c, one6, zero6)"
     proto = model(lab, nodes, big=np.ones((3, 6, 4, 5), np.float32))

@@ -91,3 +91,5 @@ def test_refuses(lab: Any) -> None:
     refuses(lab, make(lab, f"{outside} {SCALED}"), RULE, OP, "epsilon is added outside the root")
     read = make(lab, f"{CORE} {SCALED}", out=", float[N,6,1,1] m")
     refuses(lab, read, RULE, OP, "an inner value is a graph output")
+    summed = CORE.replace("v = ReduceMean (q, axes)", "h = ReduceSum (q, axes) v = Div (h, fewer)")
+    refuses(lab, make(lab, f"{summed} {SCALED}"), RULE, OP, "how many they are is not known")
