@@ -18,6 +18,7 @@ from onnxnorm.passes.canonicalize.functions import inline_functions, own_functio
 from onnxnorm.passes.canonicalize.identities import give_outputs
 from onnxnorm.passes.canonicalize.opset import can_have_opset, raise_opset
 from onnxnorm.passes.canonicalize.transposes import cancel_transposes, norms_with_channels_last
+from onnxnorm.passes.canonicalize.unused import remove_unused
 from onnxnorm.passes.contrib import holds_contrib
 from onnxnorm.passes.decision import Action, Decision
 from onnxnorm.passes.engine import Engine
@@ -303,7 +304,11 @@ def run_pipeline(
 
 
 def _changes_a_norm(result: Result) -> bool:
-    return any(item.action in (Action.FOLDED, Action.FUSED) for item in result.decisions)
+    """Whether a rule folded or fused one, whatever became of that later."""
+    done = (
+        item.rule or "" for item in result.decisions if item.action in (Action.FOLDED, Action.FUSED, Action.LOWERED)
+    )
+    return any(rule.startswith(("fold/", "fuse/")) for rule in done)
 
 
 def _run(model: ir.Model, target: str, provider: str, disable: frozenset[str], verify: bool) -> Result:
@@ -327,6 +332,7 @@ def _run(model: ir.Model, target: str, provider: str, disable: frozenset[str], v
         if (stage is CONTRIB and contrib) or (stage in (CONTRIB, FUSE) and norms_with_channels_last(model)):
             cancel_transposes(model)
     decisions = engine.account()
+    remove_unused(model)  # which are no readers
     give_outputs(model)
     clean(model, again=True)
     if lowers_types and holds_lowered_types(model):

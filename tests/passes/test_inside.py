@@ -179,3 +179,25 @@ def test_two_norms_in_a_branch_run_without_the_library(lab: Any) -> None:
         session = onnxruntime.InferenceSession(outcome.after.SerializeToString(), providers=["CPUExecutionProvider"])
         (found,) = session.run(None, feeds)
         np.testing.assert_allclose(found, lab.run(outcome.before, feeds)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_an_output_that_only_dead_nodes_read_too(lab: Any) -> None:
+    """The laboratory asks that a second run changes nothing."""
+    text = (
+        "(float[N,4,H] x) => (float[N,4,H] y, float[N,4,H] z) { a = Add (x, x) r = Reshape (a, split)"
+        " i = InstanceNormalization (r, one2, zero2) s = Shape (a) y = Reshape (i, s) z = Identity (a) }"
+    )
+    given = {"split": np.array([0, 2, -1]), "one2": np.ones(2, np.float32), "zero2": np.zeros(2, np.float32)}
+    assert "Identity" not in lab.optimize(lab.model(text, **given)).ops
+
+
+def test_functions_for_the_standard_target(lab: Any) -> None:
+    norm = (
+        "m = ReduceMean <keepdims=1> (x, last) d = Sub (x, m) q = Mul (d, d) v = ReduceMean <keepdims=1> (q, last)"
+        " p = Add (v, e) r = Sqrt (p) y = Div (d, r)"
+    )
+    text = f"(float[N,8] x) => (float[N,8] y) {{ y = loc.n (x, last, e) }}{HEAD}n (x, last, e) => (y) {{ {norm} }}"
+    given = {"last": np.array([-1]), "e": np.array(1e-5, np.float32), "w": None, **dict.fromkeys(lab.batch_norm(4))}
+    outcome = lab.optimize(build(lab, text, **given), target="standard")
+    assert outcome.ops == ["LayerNormalization"], outcome.result.explain()
+    lab.same(outcome, {"x": lab.array(3, 8)})

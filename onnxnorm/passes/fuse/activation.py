@@ -141,7 +141,12 @@ def read_activation(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None
 
 
 def _relu(node: ir.Node) -> tuple[str, ir.Value, list[ir.Node]] | None:
-    """Max(x, 0), and Clip(x, 0) of opset 11 and later, where its bound is an input."""
+    """Max(x, 0) and Clip from 0 without an upper bound: an attribute before opset 11, by default the largest float."""
+    x = node.inputs[0] if node.inputs else None
+    if is_op(node, "Clip") and len(node.inputs) == 1 and x is not None and x.dtype == ir.DataType.FLOAT:
+        largest = float(np.finfo(np.float32).max)
+        known = attribute(node, "min", None) == 0.0 and attribute(node, "max", largest) >= largest
+        return ("relu", x, []) if known else None
     if len(node.inputs) < 2 or any(value is not None for value in node.inputs[2:]):
         return None
     pairs = [tuple(node.inputs[:2])]

@@ -301,3 +301,11 @@ def test_no_threshold_is_no_hindrance(lab: Any) -> None:
     outcome = lab.optimize(build(lab, "s = Sigmoid (n) y = Mul (n, s)", norm=FILTER_RESPONSE_NORM, tau=tau))
     assert outcome.ops == ["FilterResponseNorm"]
     lab.same_in_ort(outcome, {"x": lab.array(2, 6, 4, 3, seed=9)})
+
+
+@pytest.mark.parametrize(("bounds", "left"), [("min=0.0", 1), ("min=0.0, max=6.0", 2), ("max=6.0", 2)])
+def test_a_clip_of_old_opsets(lab: Any, bounds: str, left: int) -> None:
+    text = f"(float[2,3,8] x) => (float[2,3,8] y) {{ n = InstanceNormalization (x, s, b) y = Clip <{bounds}> (n) }}"
+    outcome = lab.optimize(lab.model(text, 9, 4, s=lab.array(3), b=lab.array(3, seed=1)))
+    assert len(outcome.ops) == left, outcome.result.explain()
+    lab.same(outcome, {"x": lab.array(2, 3, 8, seed=5)})
