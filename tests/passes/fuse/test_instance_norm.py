@@ -93,3 +93,10 @@ def test_refuses(lab: Any) -> None:
     refuses(lab, read, RULE, OP, "an inner value is a graph output")
     summed = CORE.replace("v = ReduceMean (q, axes)", "h = ReduceSum (q, axes) v = Div (h, fewer)")
     refuses(lab, make(lab, f"{summed} {SCALED}"), RULE, OP, "how many they are is not known")
+
+
+def test_verified_where_a_constant_is_the_size_of_a_long_axis(lab: Any) -> None:
+    """Samples are cut to 9 positions first, of which 29 is not the number less one."""
+    core = CORE.replace("v = ReduceMean (q, axes)", "h = ReduceSum (q, axes) v = Div (h, fewer)")
+    model = make(lab, f"{core} {SCALED}", (2,), (6, 1), x="3,6,30", fewer=number(29.0))
+    becomes(lab, model, [OP], RULE, (3, 6, 30), verify=True)
