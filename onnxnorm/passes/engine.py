@@ -122,6 +122,9 @@ class Engine:
         return None
 
     def _refuse(self, rule: Rule, subject: ir.Node, action: Action, reason: str, values: dict[str, object]) -> None:
+        earlier = self._refusals.get(subject)
+        if rule.general and earlier is not None and earlier.rule != rule.id:
+            return
         if rule.recognizes:
             self._almost.add(subject)
         self._refusals[subject] = Decision(

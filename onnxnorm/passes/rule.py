@@ -136,10 +136,12 @@ class Rule(abc.ABC):
         operators: operator types at which ``match`` is asked.
         action: what a Decision calls a successful rewrite.
         recognizes: it finds normalizations in primitive operators; its refusals are told though these are no norms.
+        general: its refusal says less than that of another rule, which it does not replace.
 
     """
 
     recognizes: ClassVar[bool] = False
+    general: ClassVar[bool] = False
     id: ClassVar[str]
     operators: ClassVar[frozenset[str]]
     action: ClassVar[Action]

@@ -100,6 +100,10 @@ def producer(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(node for node in model.graph.node if name in node.output)
 
 
+def rename_output(node: onnx.NodeProto, old: str, new: str) -> None:
+    node.output[list(node.output).index(old)] = new
+
+
 def other_momentum(model: onnx.ModelProto) -> None:
     """Momentum 0.1 for 0.2."""
     norm = nodes(model, "BatchNormTraining")[0]
@@ -110,29 +114,30 @@ def other_momentum(model: onnx.ModelProto) -> None:
 
 def biased_variance(model: onnx.ModelProto) -> None:
     """running_var' = running_var + 0.2 * (var / 1.005 - running_var), as with 201 values in a channel."""
-    following = producer(model, "next.bn.running_var")
-    old = following.input[0]
+    norm, old = producer(model, "next.bn.running_var"), "fault_unbiased"
+    rename_output(norm, "next.bn.running_var", old)
     add = [
         numpy_helper.from_array(np.float32(0.8), "fault_keep"),
         numpy_helper.from_array(np.float32(200 / 201), "fault_biased"),
     ]
     model.graph.initializer.extend(add)
-    position = list(model.graph.node).index(following)
+    position = list(model.graph.node).index(norm) + 1
     made = [
         helper.make_node("Mul", ["bn.running_var", "fault_keep"], ["fault_old"]),
         helper.make_node("Sub", [old, "fault_old"], ["fault_new"]),
         helper.make_node("Mul", ["fault_new", "fault_biased"], ["fault_less"]),
-        helper.make_node("Add", ["fault_old", "fault_less"], ["fault_sum"]),
+        helper.make_node("Add", ["fault_old", "fault_less"], ["next.bn.running_var"]),
     ]
-    following.input[0] = "fault_sum"
     for node in reversed(made):
         model.graph.node.insert(position, node)
 
 
 def swapped_next_outputs(model: onnx.ModelProto) -> None:
     """The next mean of one norm for that of the other."""
-    one, other = (producer(model, f"next.{name}.running_mean") for name in ("bn", "last"))
-    one.input[0], other.input[0] = other.input[0], one.input[0]
+    names = [f"next.{name}.running_mean" for name in ("bn", "last")]
+    one, other = (producer(model, name) for name in names)
+    rename_output(one, names[0], names[1])
+    rename_output(other, names[1], names[0])
 
 
 def counts_twice(model: onnx.ModelProto) -> None:

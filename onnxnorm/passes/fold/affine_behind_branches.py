@@ -55,6 +55,7 @@ class FoldAffineBehindBranches(Rule):
 
     id: ClassVar[str] = "fold/affine-behind-branches"
     operators: ClassVar[frozenset[str]] = frozenset(_MAPS)
+    general: ClassVar[bool] = True
     action: ClassVar[Action] = Action.FOLDED
 
     def match(self, node: ir.Node, context: Context) -> Match | None:

@@ -53,6 +53,7 @@ class LowerBiasSplitGelu(ContribRule):
         emit = Emitter(context, node_name(node))
         hidden = emit.op("Add", emit.cast(x, wide), emit.cast(bias, wide), like=x, dtype=wide)
         half = _half(node)
+        hidden.shape = None if x.shape is None else ir.Shape([*list(x.shape)[:-1], 2 * half])
         shape = None if x.shape is None else [*list(x.shape)[:-1], half]
         left = emit.op("Split", hidden, emit.ints("halves", half, half), dtype=wide, shape=shape, outputs=2, axis=-1)
         right = emit.nodes[-1].outputs[1]

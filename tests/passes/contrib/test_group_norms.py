@@ -135,6 +135,7 @@ def test_refuses_old_opsets(kit: Any, not_taken: Any) -> None:
     not_taken(plain(kit, opset=6)[0], "fuse/contrib-group-norm", "from opset 15 on")
 
 
+@pytest.mark.usefixtures("functions_stay")
 def test_refuses_functions(kit: Any, not_taken: Any) -> None:
     model = plain(kit)[0]
     node = model.graph.node[0]
