@@ -54,7 +54,7 @@ def _without_weights(data: mmap.mmap, location: str) -> bytes:
             graph = _graph(data, body, end, location)
     if graph is None:
         raise _Malformed
-    return bytes(rest + _varint(_GRAPH << 3 | _BYTES) + _varint(len(graph)) + graph)
+    return bytes(rest + varint(_GRAPH << 3 | _BYTES) + varint(len(graph)) + graph)
 
 
 def _graph(data: mmap.mmap, start: int, end: int, location: str) -> bytearray:
@@ -62,7 +62,7 @@ def _graph(data: mmap.mmap, start: int, end: int, location: str) -> bytearray:
     for field, kind, first, body, last in _fields(data, start, end):
         if field == _INITIALIZER and kind == _BYTES and last - body >= _SMALLEST:
             tensor = _tensor(data, body, last, location)
-            result += _varint(_INITIALIZER << 3 | _BYTES) + _varint(len(tensor)) + tensor
+            result += varint(_INITIALIZER << 3 | _BYTES) + varint(len(tensor)) + tensor
         else:
             result += data[first:last]
     return result
@@ -122,7 +122,8 @@ def _number(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
     raise _Malformed
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first."""
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)

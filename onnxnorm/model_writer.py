@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from onnxnorm.model_reader import varint
+
 #: Tensors of fewer bytes stay in the message; onnx_ir's own limit.
 _SMALLEST_BESIDE = 256
 #: Smaller ones of a single file go through protobuf.
@@ -173,7 +175,7 @@ def _write(proto: onnx.ModelProto, large: list[ir.TensorProtocol], file: BinaryI
     proto_bytes = proto.SerializeToString(deterministic=True)
     size = len(graph) + sum(len(head) + (0 if tensor is None else tensor.nbytes) for head, tensor in parts)
     file.write(proto_bytes)
-    file.write(_tag(_GRAPH) + _varint(size) + graph)
+    file.write(_tag(_GRAPH) + varint(size) + graph)
     for head, tensor in parts:
         file.write(head)
         if tensor is not None:
@@ -186,9 +188,9 @@ def _head(item: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> tuple[byt
     del item.external_data[:]
     inside = item.SerializeToString(deterministic=True)
     if tensor is not None:
-        inside += _tag(_RAW_DATA) + _varint(tensor.nbytes)
+        inside += _tag(_RAW_DATA) + varint(tensor.nbytes)
     size = len(inside) + (0 if tensor is None else tensor.nbytes)
-    return _tag(_INITIALIZER) + _varint(size) + inside, tensor
+    return _tag(_INITIALIZER) + varint(size) + inside, tensor
 
 
 def _location(item: Any) -> str:
@@ -197,13 +199,4 @@ def _location(item: Any) -> str:
 
 def _tag(field: int) -> bytes:
     """Of a field that has its length in front."""
-    return _varint(field << 3 | 2)
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
+    return varint(field << 3 | 2)

@@ -111,19 +111,22 @@ def per_channel(
     node: ir.Node, data: ir.Value, index: FloatArray, channels: int, context: Context
 ) -> tuple[FloatArray, FloatArray]:
     """(scale, shift) of one node, each of one value per channel; Refusal where it is no such map."""
-    rank = rank_of(data)
+    scale, shift = (by_channel(part, index, channels, rank_of(data)) for part in own_map(node, data, context))
+    return scale, shift
+
+
+def own_map(node: ir.Node, data: ir.Value, context: Context) -> tuple[FloatArray, FloatArray]:
+    """(scale, shift) of one node, broadcasting over its data; Refusal where it is no map by a constant."""
     if is_op(node, "BatchNormalization"):
-        affine = affine_of(node, context)
+        affine, rank = affine_of(node, context), rank_of(data)
         if rank is None or rank < 2:
             raise Refusal("the rank of its input is not known, so neither is the axis that it scales", rank=rank)
         shape = (-1, *(1,) * (rank - 2))
-        parts: tuple[FloatArray, FloatArray] | None = affine.scale.reshape(shape), affine.shift.reshape(shape)
-    else:
-        parts = constant_map(node, context)
+        return affine.scale.reshape(shape), affine.shift.reshape(shape)
+    parts = constant_map(node, context)
     if parts is None:
         raise Refusal("it is no map by a constant")
-    scale, shift = (by_channel(part, index, channels, rank) for part in parts)
-    return scale, shift
+    return parts
 
 
 def by_channel(values: FloatArray, index: FloatArray, channels: int, rank: int | None) -> FloatArray:

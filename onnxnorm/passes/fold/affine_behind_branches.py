@@ -27,12 +27,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
-from onnxnorm.passes.fold.affine import OLDEST_OPSET, Map, constant_map
+from onnxnorm.passes.fold.affine import OLDEST_OPSET, Map
 from onnxnorm.passes.fold.affine_back import LAYOUT, OPERATORS, data_inputs, in_front
-from onnxnorm.passes.fold.affine_behind import by_channel
+from onnxnorm.passes.fold.affine_behind import by_channel, own_map
 from onnxnorm.passes.fold.affine_into_layer import forget
 from onnxnorm.passes.fold.affine_layout import FloatArray, full_rank
-from onnxnorm.passes.fold.batch_norm import affine_of, tolerance_of
+from onnxnorm.passes.fold.batch_norm import tolerance_of
 from onnxnorm.passes.fold.layer_output import is_parameter, mapped, output_of, weight_input
 from onnxnorm.passes.graph import in_order, is_op, node_name, op_name, rank_of
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule, constant_array
@@ -198,16 +198,8 @@ def _map_of(node: ir.Node, context: Context) -> Map:
     """The node's own map; Refusal (reason 1) where it may enlarge its input."""
     data = _data_of(node)
     assert data is not None
-    rank = rank_of(data)
-    if is_op(node, "BatchNormalization"):
-        affine = affine_of(node, context)
-        if rank is None or rank < 2:
-            raise Refusal("the rank of its input is not known, so neither is the axis that it scales", rank=rank)
-        shape = (-1, *(1,) * (rank - 2))
-        return Map(affine.scale.reshape(shape), affine.shift.reshape(shape))
-    found = constant_map(node, context)
-    assert found is not None
-    for constant in found:
+    found = own_map(node, data, context)
+    for constant in () if is_op(node, "BatchNormalization") else found:
         if constant.ndim == 0:
             continue
         sizes = [] if data.shape is None else list(data.shape)[-constant.ndim :]

@@ -18,12 +18,13 @@ Refused:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
+from onnxnorm.passes.fuse.instance_normalization import group_norm_of_channels
 from onnxnorm.passes.fuse.moments import Reader
 from onnxnorm.passes.fuse.product import check_graph, check_private_nodes, put
 from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES
@@ -76,17 +77,9 @@ class FuseInstanceNormItems(Rule):
     def rewrite(self, match: Match, context: Context) -> Replacement:
         """The onnxnorm op."""
         norm, joined, x = match["norm"], match["joined"], match.facts["x"]
-        channels = channel_count(x, False)
         parts = {role: match.facts[role] for role in ("scale", "bias")}
-        inputs = [x, *(context.constant(f"{node_name(norm)}_{role}", part, x.dtype) for role, part in parts.items())]
-        attributes: dict[str, Any] = {
-            "num_groups": channels,
-            "epsilon": attribute(norm, "epsilon", 1e-5),
-            "activation": "none",
-            "channels_last": 0,
-        }
-        new = ir.node("GroupNorm", inputs, attributes, domain=DOMAIN, name=norm.name)
-        new.outputs[0].type, new.outputs[0].shape = x.type, x.shape
+        parameters = [context.constant(f"{node_name(norm)}_{role}", part, x.dtype) for role, part in parts.items()]
+        new = group_norm_of_channels(norm, x, parameters)
         shared = [item for item in match.facts["shared"] if item.graph is context.graph]
         result = put([new], match.nodes.values(), shared, joined)
         result.subject, result.into = norm, node_name(norm)

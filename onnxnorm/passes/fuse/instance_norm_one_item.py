@@ -13,18 +13,18 @@ Refused:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import onnx_ir as ir
 
 from onnxnorm.passes.decision import Action
 from onnxnorm.passes.fuse.instance_norm_items import is_batch_norm, own_statistics
+from onnxnorm.passes.fuse.instance_normalization import group_norm_of_channels
 from onnxnorm.passes.fuse.product import check_graph, check_private_nodes, put
 from onnxnorm.passes.fuse.rms_norm_power import FLOAT_TYPES
 from onnxnorm.passes.fuse.sizes import channel_count
-from onnxnorm.passes.graph import attribute, is_op, node_name
+from onnxnorm.passes.graph import is_op, node_name
 from onnxnorm.passes.rule import Context, Match, Refusal, Replacement, Rule
-from onnxnorm.spec.record import DOMAIN
 
 
 class FuseInstanceNormOneItem(Rule):
@@ -63,14 +63,7 @@ class FuseInstanceNormOneItem(Rule):
     def rewrite(self, match: Match, context: Context) -> Replacement:
         """The onnxnorm op."""
         norm, x = match["norm"], match.facts["x"]
-        attributes: dict[str, Any] = {
-            "num_groups": channel_count(x, False),
-            "epsilon": attribute(norm, "epsilon", 1e-5),
-            "activation": "none",
-            "channels_last": 0,
-        }
-        new = ir.node("GroupNorm", list(norm.inputs[:3]), attributes, domain=DOMAIN, name=norm.name)
-        new.outputs[0].type, new.outputs[0].shape = x.type, x.shape
+        new = group_norm_of_channels(norm, x, norm.inputs[1:3])
         shared = [item for item in match.facts["shared"] if item.graph is context.graph]
         result = put([new], match.nodes.values(), shared, norm)
         result.subject, result.into = norm, node_name(norm)

@@ -10,6 +10,7 @@ Refused:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import onnx_ir as ir
@@ -55,12 +56,18 @@ class FuseInstanceNormalization(Rule):
         norm = match["norm"]
         x = norm.inputs[0]
         assert x is not None
-        attributes: dict[str, Any] = {
-            "num_groups": channel_count(x, False),
-            "epsilon": attribute(norm, "epsilon", 1e-5),
-            "activation": "none",
-            "channels_last": 0,
-        }
-        new = ir.node("GroupNorm", list(norm.inputs), attributes, domain=DOMAIN, name=norm.name)
-        new.outputs[0].type, new.outputs[0].shape = x.type, x.shape
+        new = group_norm_of_channels(norm, x, norm.inputs[1:3])
         return Replacement([new], {norm.outputs[0]: new.outputs[0]}, [norm], norm, into=node_name(norm))
+
+
+def group_norm_of_channels(norm: ir.Node, x: ir.Value, parameters: Sequence[ir.Value | None]) -> ir.Node:
+    """The onnxnorm op with one group per channel in the place of a norm that has its epsilon as an attribute."""
+    attributes: dict[str, Any] = {
+        "num_groups": channel_count(x, False),
+        "epsilon": attribute(norm, "epsilon", 1e-5),
+        "activation": "none",
+        "channels_last": 0,
+    }
+    new = ir.node("GroupNorm", [x, *parameters], attributes, domain=DOMAIN, name=norm.name)
+    new.outputs[0].type, new.outputs[0].shape = x.type, x.shape
+    return new
